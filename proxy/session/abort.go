@@ -57,30 +57,39 @@ func dissolve(fd uintptr) bool {
 // may have one (root, CAP_SYS_NICE): every connection that is cut wakes the
 // processes at both its ends, and the last one must not take turns with them. A realtime
 // thread takes no turns at all (sched(7), SCHED_RR): f is to end within milliseconds, and
-// another CPU is to be left for threads that f may wait for.
-func withHighPriority(realtime bool, f func()) {
+// another CPU is to be left for threads that f may wait for. It is passed to f whether the
+// thread is one.
+func withHighPriority(realtime bool, f func(realtime bool)) {
 	runtime.LockOSThread() // should the priority not come back, the thread ends with the goroutine
 	before, err := unix.SchedGetAttr(0, 0)
-	if err != nil || !raisePriority(realtime) {
-		f()
+	if err != nil {
+		f(false)
 		runtime.UnlockOSThread()
 		return
 	}
-	f()
+	if realtime = realtime && makeRealtime(); !realtime && !lowerNice() {
+		f(false)
+		runtime.UnlockOSThread()
+		return
+	}
+	f(realtime)
 	if unix.SchedSetAttr(0, before, 0) == nil {
 		runtime.UnlockOSThread()
 	}
 }
 
-// raisePriority gives the calling thread, and not those that it starts, the highest
-// priority that it may have, and reports whether that is another than before.
-func raisePriority(realtime bool) bool {
-	const highest = -20
+// makeRealtime makes the calling thread, and not those that it starts, a realtime one,
+// and reports whether it may be one.
+func makeRealtime() bool {
 	attr := unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_RR, Priority: 1, Flags: unix.SCHED_FLAG_RESET_ON_FORK}
-	if realtime && unix.SchedSetAttr(0, &attr, 0) == nil {
-		return true
-	}
-	attr.Policy, attr.Priority, attr.Nice = unix.SCHED_NORMAL, 0, highest
+	return unix.SchedSetAttr(0, &attr, 0) == nil
+}
+
+// lowerNice gives the calling thread, and not those that it starts, the highest priority
+// among threads that take turns, and reports whether it may have it.
+func lowerNice() bool {
+	const highest = -20
+	attr := unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_NORMAL, Nice: highest, Flags: unix.SCHED_FLAG_RESET_ON_FORK}
 	return unix.SchedSetAttr(0, &attr, 0) == nil
 }
 

@@ -6,9 +6,11 @@ import (
 	"net"
 	"path/filepath"
 	"runtime"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -108,5 +110,26 @@ func TestInParallel(t *testing.T) {
 	}
 	if session.InParallel(nil, func(int) bool { return true }) != 0 {
 		t.Error("got a count of an empty list, want 0")
+	}
+}
+
+// TestRealtimeCutLeavesAProcessor has a thread that takes no turns do everything by
+// itself where there is only one other processor.
+func TestRealtimeCutLeavesAProcessor(t *testing.T) {
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(2))
+	var realtime atomic.Bool
+	var threads sync.Map
+	session.InParallel(make([]int, 64), func(int) bool {
+		if attr, err := unix.SchedGetAttr(0, 0); err == nil && attr.Policy == unix.SCHED_RR {
+			realtime.Store(true)
+		}
+		threads.Store(unix.Gettid(), true)
+		time.Sleep(200 * time.Microsecond) // a helper would have time to begin
+		return true
+	})
+	n := 0
+	threads.Range(func(any, any) bool { n++; return true })
+	if realtime.Load() && n > 1 {
+		t.Errorf("%d threads did it, want the realtime one alone", n)
 	}
 }

@@ -232,11 +232,14 @@ func (r *Registry) ReasonNow(a *authz.Admission) authz.Reason {
 	return a.ReasonNow()
 }
 
-// InParallel calls f with every access, on every processor, and returns how
-// often it was true: closing a socket takes the kernel some five microseconds,
-// and a thousand of them are to be gone at once. The caller begins at once, and
-// the others share what remains as they come: the scheduler may take milliseconds to start one,
-// and InParallel waits only for calls of f that have begun.
+// InParallel calls f with every access and returns how often it was true: closing a
+// socket takes the kernel some five microseconds, and a thousand of them are to be gone at
+// once. The caller begins at once. Helpers on the other processors share what remains as
+// they come, and InParallel waits only for calls of f that have begun.
+//
+// If the caller's thread takes no turns, one processor has no helper. The readers that f
+// wakes run there: they would interrupt a helper in the middle of its share for
+// milliseconds, for which InParallel would wait. Other work of a revocation runs there too.
 func InParallel[T any](all []T, f func(T) bool) int {
 	if len(all) == 0 {
 		return 0
@@ -261,10 +264,16 @@ func InParallel[T any](all []T, f func(T) bool) int {
 			}
 		}
 	}
-	for range min(runtime.GOMAXPROCS(0), 8, (len(all)+portion-1)/portion) - 1 {
-		go withHighPriority(false, work)
-	}
-	withHighPriority(runtime.NumCPU() > 1, work)
+	withHighPriority(runtime.NumCPU() > 1, func(realtime bool) {
+		processors := min(runtime.GOMAXPROCS(0), 8)
+		if realtime {
+			processors-- // the last one is for those that the cut wakes
+		}
+		for range min(processors, (len(all)+portion-1)/portion) - 1 {
+			go withHighPriority(false, func(bool) { work() })
+		}
+		work()
+	})
 	<-done
 	return int(count.Load())
 }

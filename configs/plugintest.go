@@ -212,9 +212,11 @@ func requestForm(path, text string, report reporter) {
 
 // Test is a PluginTest as it was read.
 type Test struct {
-	File string // as it was named
-	Name string // metadata.name
-	Spec PluginTest
+	File   string // as it was named
+	SHA256 string // of the file's content, in hexadecimal
+	Index  int    // among the tests of the file, from 0
+	Name   string // metadata.name
+	Spec   PluginTest
 
 	source *source
 }
@@ -258,14 +260,34 @@ func LoadTests(now time.Time, paths ...string) ([]*Test, error) {
 			l.errs = append(l.errs, Error{File: path, Message: "holds no PluginTest in " + phrase.Count(len(files), "file") + "; write a document of kind: PluginTest"})
 		}
 	}
-	var out []*Test
+	return l.tests(), l.failure()
+}
+
+// ParseTests is [LoadTests] of one file, with data in place of its content.
+func ParseTests(now time.Time, path string, data []byte) ([]*Test, error) {
+	l := newLoader(now)
+	l.wants = wantsTest
+	l.decode(path, data)
+	return l.tests(), l.failure()
+}
+
+// tests returns the tests that were read and in which nothing is wrong.
+func (l *loader) tests() (out []*Test) {
+	count := map[string]int{}
 	for _, s := range l.order {
-		if len(s.bad) > 0 {
+		index := count[s.file]
+		if count[s.file]++; len(s.bad) > 0 {
 			continue
 		}
-		out = append(out, &Test{File: s.file, Name: s.test.Metadata.Name, Spec: s.test.Spec, source: s})
+		t := &Test{File: s.file, Index: index, Name: s.test.Metadata.Name, Spec: s.test.Spec, source: s}
+		for _, f := range l.files {
+			if f.Path == s.file {
+				t.SHA256 = f.SHA256
+			}
+		}
+		out = append(out, t)
 	}
-	return out, l.failure()
+	return out
 }
 
 // wantsTest reports whether a document is a PluginTest, or one whose kind is misspelt.

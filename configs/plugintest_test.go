@@ -55,6 +55,12 @@ func TestLoadTests(t *testing.T) {
 	if line, column := got[0].Position(1); line != 9 || column != 5 {
 		t.Errorf("the second expectation is at %d:%d, want 9:5", line, column)
 	}
+	write(t, filepath.Join(dir, "windows.yaml"), strings.ReplaceAll("# A comment.\n"+minimalTest, "\n", "\r\n"))
+	if windows, err := LoadTests(now, filepath.Join(dir, "windows.yaml")); err != nil || len(windows) != 1 {
+		t.Errorf("LoadTests = %v, %v; want 1 test", windows, err)
+	} else if line, column := windows[0].Position(1); line != 10 || column != 5 {
+		t.Errorf("with line ends of Windows the second expectation is at %d:%d, want 10:5", line, column)
+	}
 	if want := filepath.Join(dir, "below", "weather.yaml"); got[0].Beside("weather.yaml") != want {
 		t.Errorf("weather.yaml beside the test is %s, want %s", got[0].Beside("weather.yaml"), want)
 	}

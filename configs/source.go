@@ -227,6 +227,13 @@ func (l *loader) file(path string) ([]*source, error) {
 	if err != nil {
 		return nil, err
 	}
+	documents := l.decode(path, data)
+	l.read[identity] = documents
+	return documents, nil
+}
+
+// decode reads the documents of a file's content.
+func (l *loader) decode(path string, data []byte) (documents []*source) {
 	parse := parseYAML
 	if filepath.Ext(path) == ".json" || path == stdinName && bytes.HasPrefix(bytes.TrimSpace(data), []byte("{")) {
 		parse = parseJSON
@@ -236,7 +243,6 @@ func (l *loader) file(path string) ([]*source, error) {
 	if len(roots)+len(errs) == 0 {
 		l.errs = append(l.errs, Error{File: path, Message: "holds no document; write one or remove the file"})
 	}
-	var documents []*source
 	for _, root := range roots {
 		if l.wants != nil && !l.wants(root) {
 			continue
@@ -245,9 +251,8 @@ func (l *loader) file(path string) ([]*source, error) {
 			documents = append(documents, s)
 		}
 	}
-	l.read[identity] = documents
 	l.order = append(l.order, documents...)
-	return documents, nil
+	return documents
 }
 
 // identity returns what a file is known by, however it is named.

@@ -129,7 +129,8 @@ func parseYAML(file string, data []byte) (documents []*node, errs Errors) {
 			documents, errs = nil, Errors{{File: file, Message: fmt.Sprintf("not YAML that can be read: %v", p)}}
 		}
 	}()
-	tokens := lexer.Tokenize(text)
+	// The lexer counts some line ends of Windows twice.
+	tokens := lexer.Tokenize(strings.ReplaceAll(text, "\r\n", "\n"))
 	if errs := checkTokens(file, tokens); len(errs) > 0 {
 		return nil, errs
 	}

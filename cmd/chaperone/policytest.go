@@ -20,6 +20,7 @@ type policyTest struct {
 	run              string
 	coverage, mutate bool
 	minCoverage      float64
+	update           bool
 }
 
 func (c *cli) policyTestCommand() *cobra.Command {
@@ -41,6 +42,7 @@ func (c *cli) policyTestCommand() *cobra.Command {
 	flags.BoolVar(&f.coverage, "coverage", false, "list the rules, and the parts of rules, that no expectation uses")
 	flags.Float64Var(&f.minCoverage, "min-coverage", 0, "fail below this `PERCENTAGE` of parts of rules; implies --coverage")
 	flags.BoolVar(&f.mutate, "mutate", false, "remove and widen each rule in turn, and fail for a change that no expectation notices")
+	flags.BoolVar(&f.update, "update", false, "write the present decisions into the files, for review: each allow and deny that is wrong is changed")
 	return withBudget(cmd, &f.policyFlags)
 }
 
@@ -50,6 +52,7 @@ type testReport struct {
 	Failed    int                 `json:"failed"`
 	Undecided int                 `json:"undecided"`
 	Notes     []string            `json:"notes,omitempty"`
+	Updated   []plugintest.Change `json:"updated,omitempty"`
 	Tests     []plugintest.Result `json:"tests"`
 
 	Coverage *plugintest.Coverage `json:"coverage,omitempty"`
@@ -68,9 +71,17 @@ func (c *cli) policyTest(ctx context.Context, f *policyTest, paths []string) err
 	if err != nil {
 		return fmt.Errorf("load %s:\n%w", phrase.List(paths), err)
 	}
+	report := testReport{}
+	if f.update {
+		if report.Updated, err = plugintest.Update(suites); err != nil {
+			return err
+		}
+		if suites, err = plugintest.Load(o, paths...); err != nil {
+			return fmt.Errorf("load %s again:\n%w", phrase.List(paths), err)
+		}
+	}
 	ctx, cancel := context.WithTimeout(ctx, f.budget)
 	defer cancel()
-	report := testReport{}
 	for _, s := range suites {
 		report.Notes = append(report.Notes, s.Notes...)
 	}
@@ -159,6 +170,9 @@ func (c *cli) printTAP(w io.Writer, r testReport) error {
 	}
 	for _, note := range r.Notes {
 		plugintest.WriteComment(w, "note: %s", note)
+	}
+	for _, change := range r.Updated {
+		plugintest.WriteComment(w, "updated %s:%d: %s is now %s", change.File, change.Line, change.Old, change.New)
 	}
 	if r.Coverage != nil {
 		for _, line := range r.Coverage.Text() {

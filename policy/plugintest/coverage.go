@@ -42,6 +42,7 @@ type Place struct {
 	Column int    `json:"column"`
 }
 
+// String returns FILE:LINE:COLUMN.
 func (p Place) String() string { return fmt.Sprintf("%s:%d:%d", p.File, p.Line, p.Column) }
 
 // Result returns whether the coverage is at least a percentage.

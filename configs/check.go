@@ -86,6 +86,9 @@ type CheckOptions struct {
 	Now       time.Time
 	Stdin     io.Reader // read for the path "-"; relative paths in it are relative to the working directory
 	Recursive bool      // folders with those below them, hidden ones left out
+	// Contents are read in place of the files whose real paths are its keys, to check files
+	// before they are written.
+	Contents map[string][]byte
 }
 
 // Check is CheckWith as of now, with neither.
@@ -100,7 +103,7 @@ func Check(now time.Time, paths ...string) (Checked, error) {
 // wrong.
 func CheckWith(o CheckOptions, paths ...string) (Checked, error) {
 	l := newLoader(o.Now)
-	l.stdin = o.Stdin
+	l.stdin, l.contents = o.Stdin, o.Contents
 	for _, path := range paths {
 		files, err := l.folders(path, o.Recursive)
 		if err != nil {
@@ -144,7 +147,7 @@ func (l *loader) checkSidecars(documents []*source) (out []PluginPolicy) {
 		}
 		done[d.file] = true
 		inner := newLoader(l.now)
-		inner.stdin, inner.stdinRead = l.stdin, l.stdinRead
+		inner.stdin, inner.stdinRead, inner.contents = l.stdin, l.stdinRead, l.contents
 		if c := inner.load(d.file); c != nil {
 			c.Path = d.file
 			out = append(out, PluginPolicy{c.Sidecar.Plugin, c, c.input(), c.Policy, inner.names(), inner.order})

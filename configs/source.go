@@ -42,6 +42,8 @@ type loader struct {
 
 	stdin     io.Reader // for the file "-"; nil: that is a file like any other
 	stdinRead []byte    // the part that was read
+
+	contents map[string][]byte // see CheckOptions
 }
 
 func newLoader(now time.Time) *loader {
@@ -300,6 +302,9 @@ func (l *loader) bytes(path string, digest bool) ([]byte, error) {
 // content reads a file, or standard input once.
 func (l *loader) content(path string) ([]byte, error) {
 	if l.stdin == nil || path != stdinName {
+		if identity, err := realPath(path); err == nil && l.contents[identity] != nil {
+			return l.contents[identity], nil
+		}
 		return readFile(path)
 	}
 	if l.stdinRead != nil {

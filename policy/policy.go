@@ -17,6 +17,8 @@ type Options struct {
 	Plugin string
 	// Recursive includes the folders below folders.
 	Recursive bool
+	// Contents are read in place of the files whose real paths are its keys.
+	Contents map[string][]byte
 }
 
 // Subject is the policy of one plugin.
@@ -49,7 +51,7 @@ type Position = configs.Position
 // Its error is [configs.Errors] for files that are wrong, of which ceilings that a grant
 // exceeds are a part, and otherwise states that no policy was found.
 func Load(now time.Time, o Options, paths ...string) ([]Subject, error) {
-	checked, err := configs.CheckWith(configs.CheckOptions{Now: now, Recursive: o.Recursive}, paths...)
+	checked, err := configs.CheckWith(configs.CheckOptions{Now: now, Recursive: o.Recursive, Contents: o.Contents}, paths...)
 	if err != nil {
 		return nil, err
 	}

@@ -29,6 +29,7 @@ func (c *cli) policyCommand() *cobra.Command {
 	cmd.AddCommand(c.policyLearnCommand())
 	cmd.AddCommand(c.policyUnusedCommand())
 	cmd.AddCommand(c.policyReplayCommand())
+	cmd.AddCommand(c.policyTightenCommand())
 	return cmd
 }
 

@@ -2,8 +2,8 @@
 //
 // The use of a rule is what [authz.Snapshot.Decide] answers for the recorded accesses: the
 // rule that wins one today has used it. An access whose path is masked counts for the rule
-// that is recorded with it. Which host and which path of a rule matched is asked of Decide
-// too, of a policy that holds each of them as a rule of its own.
+// that is recorded with it. Decide also answers which host and which path of a rule
+// matched, by a policy that holds each of them as a rule of its own.
 //
 // A rule is proved unused only if nothing was lost that could show otherwise: the log was
 // verified with its key, holds a whole period, records no loss in it, and shows that the

@@ -166,7 +166,7 @@ func (t *tally) take(a *accesslog.Access) bool {
 
 // recorded returns the request of an access as it is recorded, with masks in its path. A
 // mask stands for a segment that the rule does not spell out, so that the path matches
-// what the access matched. It is the zero Request if there is none.
+// what the access matched. It is the zero Request if that cannot be read.
 func recorded(a *accesslog.Access) authz.Request {
 	host := a.Host
 	if strings.Contains(host, ":") {

@@ -20,6 +20,9 @@ import (
 // once a month and once a quarter.
 const Period = 90 * 24 * time.Hour
 
+// maxSilence is how long before the present a log may end. A plugin may run once a week.
+const maxSilence = 8 * 24 * time.Hour
+
 // WildcardAtoms is how many atoms a wildcard counts as.
 const WildcardAtoms = 10
 
@@ -48,7 +51,7 @@ type Verdict string
 const (
 	Used      Verdict = "used"
 	Unused    Verdict = "unused"
-	NotProved Verdict = "not proved unused" // without a use in the log, which does not prove that there was none
+	NotProved Verdict = "not proved unused" // without a use in the log, which does not prove their absence
 )
 
 // Plugin is the use of one plugin's policy.
@@ -322,14 +325,24 @@ func (r *reading) proves(log, file, digest string) string {
 		return log + ": " + strings.Join(span.gaps, "; ")
 	}
 	days := func(d time.Duration) string { return authz.Duration(d.Truncate(time.Hour)).String() }
-	if covered := span.last.Sub(span.first); covered < r.options.After {
-		return fmt.Sprintf("%s holds %s, from %s to %s, and %s are needed", log, days(covered), span.first.UTC().Format(time.RFC3339), span.last.UTC().Format(time.RFC3339), days(r.options.After))
+	from, to := span.first, span.last
+	if since := r.options.Log.Since; since.After(from) {
+		from = since
+	}
+	if until := r.options.Log.Until; !until.IsZero() && until.Before(to) {
+		to = until
+	}
+	switch covered := to.Sub(from); {
+	case covered < r.options.After:
+		return fmt.Sprintf("%s is read for %s, from %s to %s, and %s are needed", log, days(covered), from.UTC().Format(time.RFC3339), to.UTC().Format(time.RFC3339), days(r.options.After))
+	case r.options.Now.Sub(to) > maxSilence:
+		return fmt.Sprintf("%s is read up to %s, which is more than %s ago", log, to.UTC().Format(time.RFC3339), days(maxSilence))
 	}
 	l := r.loaded[log]
 	if l == nil || l.since[digest].IsZero() {
 		return fmt.Sprintf("%s does not record that %s was loaded with its present content", log, file)
 	}
-	if since := l.since[digest]; span.last.Sub(since) < r.options.After {
+	if since := l.since[digest]; to.Sub(since) < r.options.After {
 		return fmt.Sprintf("%s is in force as it is now since %s only, and %s are needed", file, since.UTC().Format(time.RFC3339), days(r.options.After))
 	}
 	return ""

@@ -54,8 +54,11 @@ type history struct {
 	full     bool
 	loadedAt int  // days ago the grant's file was loaded, as it is or as changed
 	changed  bool // it was loaded with another content
-	lost     bool // a record says that records were lost
+	lost     bool // a record states that others were lost
 	noKey    bool // the key is removed
+	now      time.Time
+	since    time.Time
+	until    time.Time
 	none     bool // no record of the plugin at all
 }
 
@@ -138,7 +141,11 @@ func read(t *testing.T, h history) *usage.Report {
 	if err != nil {
 		t.Fatal(err)
 	}
-	report, err := usage.Read(context.Background(), usage.Options{Log: accesslog.Options{Paths: []string{log}}, Subjects: subjects, Now: noon})
+	if h.now.IsZero() {
+		h.now = noon
+	}
+	o := accesslog.Options{Paths: []string{log}, Since: h.since, Until: h.until}
+	report, err := usage.Read(context.Background(), usage.Options{Log: o, Subjects: subjects, Now: h.now})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -200,7 +207,10 @@ func TestProof(t *testing.T) {
 		why    string
 	}{
 		"a whole period":      {func(*history) {}, ""},
-		"too short":           {func(h *history) { h.days, h.loadedAt, h.accesses = 80, 80, nil }, "holds 80d, from 2026-09-12T12:00:00Z to 2026-12-01T12:00:00Z, and 90d are needed"},
+		"too short":           {func(h *history) { h.days, h.loadedAt, h.accesses = 80, 80, nil }, "is read for 80d, from 2026-09-12T12:00:00Z to 2026-12-01T12:00:00Z, and 90d are needed"},
+		"an old copy":         {func(h *history) { h.now = noon.Add(9 * day) }, "is read up to 2026-12-01T12:00:00Z, which is more than 8d ago"},
+		"since":               {func(h *history) { h.since = noon.Add(-20 * day) }, "is read for 20d, from 2026-11-11T12:00:00Z"},
+		"until":               {func(h *history) { h.until = noon.Add(-300 * day) }, "is read for 65d"},
 		"no key":              {func(h *history) { h.noKey = true }, "its key is not there"},
 		"lost records":        {func(h *history) { h.lost = true }, "records were lost at 2026-12-01T12:00:00Z"},
 		"loaded recently":     {func(h *history) { h.loadedAt = 30 }, "is in force as it is now since 2026-11-01T12:00:00Z only"},

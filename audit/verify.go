@@ -323,10 +323,11 @@ func (v *verifier) check(line piece) {
 // special decodes the records about the log itself. A plugin's text cannot look like a
 // kind: its quotes are escaped.
 func (v *verifier) special(data []byte) (Entry, error) {
-	for _, kind := range []authz.Kind{KindRotation, KindOverflow, authz.KindLost} {
-		if bytes.Contains(data, []byte(`,"kind":"`+kind+`"`)) {
-			return decode(data)
-		}
+	_, kind, _ := bytes.Cut(data, []byte(`,"kind":"`))
+	kind, _, _ = bytes.Cut(kind, []byte(`"`))
+	switch authz.Kind(kind) {
+	case KindRotation, KindOverflow, authz.KindLost:
+		return decode(data)
 	}
 	return Entry{}, nil
 }

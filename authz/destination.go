@@ -68,6 +68,17 @@ func NewDestination(scheme Scheme, authority, target string) (Destination, error
 	return d, nil
 }
 
+// WithTarget returns the destination with another target, which [NewDestination] describes.
+func (d Destination) WithTarget(target string) (Destination, error) {
+	if !d.scheme.HTTP() {
+		return Destination{}, errors.New("tunnel has a path")
+	}
+	if err := d.setTarget(target); err != nil {
+		return Destination{}, err
+	}
+	return d, nil
+}
+
 // Scheme returns the destination's scheme.
 func (d Destination) Scheme() Scheme { return d.scheme }
 

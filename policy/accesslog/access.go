@@ -14,9 +14,9 @@ import (
 // truncated ends a text that was too long for its record.
 const truncated = "…"
 
-// access returns the access of a decision's record.
-func (r *Reader) access(e *audit.Entry, p Place) *Access {
-	a := &Access{
+// access sets a to the access of a decision's record.
+func (r *Reader) access(a *Access, e *audit.Entry, p Place) {
+	*a = Access{
 		Time: e.Time.Add(-time.Duration(e.LatencyUS) * time.Microsecond), Recorded: e.Time, Door: authz.Door(e.Door), Decision: e.Decision,
 		Plugin: e.Plugin, Allowed: e.Allowed != nil && *e.Allowed, Reason: e.Reason, Decided: e.Reason,
 		Winner: Winner{e.Grant, e.Rule, e.Credential, e.Generation},
@@ -29,7 +29,6 @@ func (r *Reader) access(e *audit.Entry, p Place) *Access {
 	if a.NotReplayable = r.request(a, e); a.NotReplayable == "" {
 		a.NotReplayable = state(a, e)
 	}
-	return a
 }
 
 // holdsMask reports whether a segment of the recorded path is a mask. Records of older
@@ -38,7 +37,12 @@ func holdsMask(e *audit.Entry) bool {
 	if e.Masked == "" && e.Format != 0 || e.Door == string(authz.DoorKernel) || !strings.Contains(e.Path, "/~") {
 		return false
 	}
-	return slices.ContainsFunc(strings.Split(e.Path, "/"), audit.IsMask)
+	for segment := range strings.SplitSeq(e.Path, "/") {
+		if audit.IsMask(segment) {
+			return true
+		}
+	}
+	return false
 }
 
 // request sets the request of a decision's record, or returns why it has none.
@@ -62,9 +66,9 @@ func (r *Reader) request(a *Access, e *audit.Entry) string {
 		a.MaskKey = r.keys[e.Masked]
 	}
 	if a.MaskKey != nil {
-		path = maskAll(a.MaskKey, path)
+		path = r.maskAll(a.MaskKey, path)
 	}
-	to, err := authz.NewDestination(scheme, authority(e.Host, port), path)
+	to, err := r.destination(origin{scheme, e.Host, port}, path)
 	if err != nil {
 		return NoRequest
 	}
@@ -86,6 +90,8 @@ func (r *Reader) request(a *Access, e *audit.Entry) string {
 		return NewerFormat
 	}
 	switch {
+	case slices.ContainsFunc(e.Facts, func(text string) bool { return strings.HasSuffix(text, truncated) }):
+		return TruncatedField
 	case e.Format == 0:
 		return OlderFormat
 	case e.Format > audit.FormatReplayable:
@@ -111,6 +117,28 @@ func facts(e *audit.Entry) (authz.Facts, error) {
 	return authz.NewFacts(authz.Protocol(e.Protocol), all...)
 }
 
+// origin is what the destinations of several accesses have in common.
+type origin struct {
+	scheme authz.Scheme
+	host   string
+	port   uint16
+}
+
+// destination returns the destination of a request. It keeps the last one, since hosts are
+// repeated.
+func (r *Reader) destination(o origin, path string) (to authz.Destination, err error) {
+	if !o.scheme.HTTP() {
+		return authz.NewDestination(o.scheme, authority(o.host, o.port), path)
+	}
+	if r.origin != o {
+		if to, err = authz.NewDestination(o.scheme, authority(o.host, o.port), "/"); err != nil {
+			return to, err
+		}
+		r.origin, r.root = o, to
+	}
+	return r.root.WithTarget(path)
+}
+
 // authority returns host:port, with an IPv6 address in brackets.
 func authority(host string, port uint16) string {
 	if strings.Contains(host, ":") {
@@ -119,19 +147,30 @@ func authority(host string, port uint16) string {
 	return host + ":" + strconv.Itoa(int(port))
 }
 
+// maxMasks bounds the masks of readable segments that are kept. They are literals of rules.
+const maxMasks = 4096
+
 // maskAll returns a masked path with its readable segments masked too.
-func maskAll(key *audit.MaskKey, path string) string {
-	var out strings.Builder
-	for i, segment := range strings.Split(path, "/") {
-		if i > 0 {
-			out.WriteByte('/')
-		}
-		if segment != "" && !audit.IsMask(segment) {
-			segment = key.MaskPath(segment)
-		}
-		out.WriteString(segment)
+func (r *Reader) maskAll(key *audit.MaskKey, path string) string {
+	if r.masksOf != key || len(r.masks) >= maxMasks {
+		r.masksOf, r.masks = key, map[string]string{}
 	}
-	return out.String()
+	out := r.path[:0]
+	for segment := range strings.SplitSeq(path[1:], "/") {
+		out = append(out, '/')
+		if segment == "" || audit.IsMask(segment) {
+			out = append(out, segment...)
+			continue
+		}
+		mask, ok := r.masks[segment]
+		if !ok {
+			mask = key.MaskPath(segment)
+			r.masks[segment] = mask
+		}
+		out = append(out, mask...)
+	}
+	r.path = out
+	return string(out)
 }
 
 // state returns the state beside the policy that decided, or "".
@@ -161,12 +200,7 @@ func state(a *Access, e *audit.Entry) string {
 // after the decision, or states why it was cut.
 func (a *Access) end(e *audit.Entry) {
 	a.Outcome = Outcome{Ended: true, Resolved: e.Resolved, SentBytes: e.SentBytes, Bytes: e.Bytes}
-	dialled, err := netip.ParseAddrPort(e.Address)
-	a.Address = dialled.Addr().Unmap()
-	if err != nil {
-		refused, _ := netip.ParseAddr(e.Address) // without a port: it was not dialled
-		a.Address = refused.Unmap()
-	}
+	dialled := a.address(e.Address)
 	if e.Allowed == nil || *e.Allowed {
 		return
 	}
@@ -174,7 +208,7 @@ func (a *Access) end(e *audit.Entry) {
 	why := ""
 	switch e.Reason {
 	case authz.AddressNotAllowed.String(), authz.GuardrailDenied.String():
-		a.RefusedAddress = err != nil && a.Address.IsValid() && len(a.Resolved) > 0
+		a.RefusedAddress = !dialled && a.Address.IsValid() && len(a.Resolved) > 0
 		if !a.RefusedAddress {
 			why = InternalReason // the sidecar's own address, or a connection that a change of policy cut
 		}
@@ -185,4 +219,22 @@ func (a *Access) end(e *audit.Entry) {
 	if a.NotReplayable == "" {
 		a.NotReplayable = why
 	}
+}
+
+// address sets the address that was dialled, or that is not allowed, which has no port, and
+// reports whether it was dialled.
+func (a *Access) address(text string) (dialled bool) {
+	if text == "" {
+		return false
+	}
+	to, err := netip.ParseAddrPort(text)
+	if err == nil {
+		a.Address = to.Addr().Unmap()
+		return true
+	}
+	refused, err := netip.ParseAddr(text)
+	if err == nil {
+		a.Address = refused.Unmap()
+	}
+	return false
 }

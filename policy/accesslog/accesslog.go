@@ -81,8 +81,8 @@ const (
 )
 
 // Access is one access that a plugin made or tried to make, or several refusals that
-// the log counts in one record. It is valid until the next one is read; its texts are
-// not changed then and may be kept.
+// the log counts in one record. It is used again for the next one that is read; its texts
+// and addresses may be kept.
 type Access struct {
 	// Request is the request as it was asked. It is the zero Request if the record has
 	// none, or if it cannot be read; NotReplayable is then not "".
@@ -162,6 +162,13 @@ type Reader struct {
 	notes   []string
 	records uint64
 	keys    map[string]*audit.MaskKey // by ID
+
+	origin origin            // of the last request
+	root   authz.Destination // of its path /
+
+	masksOf *audit.MaskKey    // the key of masks
+	masks   map[string]string // of readable segments
+	path    []byte            // scratch
 }
 
 // Open finds the logs and verifies those whose key is there. A chain that is broken is an

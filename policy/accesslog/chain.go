@@ -2,7 +2,6 @@ package accesslog
 
 import (
 	"bufio"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -27,11 +26,12 @@ type cursor struct {
 
 	began bool
 	seq   uint64
-	hash  string
+	hash  []byte
 	torn  *torn
 	gaps  []gap
 	kept  uint64 // records below were removed by the log itself
 
+	scan  *scanner
 	entry audit.Entry // the last record
 }
 
@@ -67,26 +67,19 @@ func (c *cursor) next() error {
 			continue // the newline that was missing at the end of a record
 		}
 		c.entry = audit.Entry{}
-		if err := decode(line, &c.entry); err != nil {
+		if err := c.scan.decode(line, &c.entry); err != nil {
 			if c.torn == nil {
 				c.torn = &torn{place: c.place, text: append([]byte(nil), line[:min(len(line), 256)]...)}
 			}
 			c.torn.bytes += int64(len(line)) + 1
 			continue
 		}
-		return c.follow()
+		prev, hash := []byte(c.entry.Prev), []byte(c.entry.Hash)
+		if len(hash) == 0 {
+			prev, hash = prevAndHash(line)
+		}
+		return c.follow(prev, hash)
 	}
-}
-
-// decode reads a line.
-func decode(line []byte, entry *audit.Entry) error {
-	if err := json.Unmarshal(line, entry); err != nil {
-		return err
-	}
-	if entry.Seq == 0 || entry.Kind == "" || len(entry.Hash) == 0 || entry.Time.IsZero() {
-		return errors.New("it is not a record of an audit log")
-	}
-	return nil
 }
 
 // line returns the next line without its newline.
@@ -135,7 +128,7 @@ func (c *cursor) openNext() error {
 }
 
 // follow checks that the entry is the record behind the one before.
-func (c *cursor) follow() error {
+func (c *cursor) follow(prev, hash []byte) error {
 	e := &c.entry
 	if t := c.torn; t != nil {
 		if c.torn = nil; e.Kind != string(authz.KindLost) || e.TornBytes == 0 {
@@ -148,13 +141,13 @@ func (c *cursor) follow() error {
 		return errAt(c.place, "record %d stands behind record %d", e.Seq, c.seq)
 	case e.Seq > c.seq+1:
 		c.gaps = append(c.gaps, gap{c.place, c.seq + 1, e.Seq - 1})
-	case e.Prev != c.hash:
+	case string(prev) != string(c.hash):
 		return errAt(c.place, "record %d does not name the record before it", e.Seq)
 	}
 	if e.Kind == string(audit.KindRotation) {
 		c.kept = max(c.kept, e.First)
 	}
-	c.began, c.seq, c.hash = true, e.Seq, e.Hash
+	c.began, c.seq, c.hash = true, e.Seq, append(c.hash[:0], hash...)
 	return nil
 }
 

@@ -1,7 +1,7 @@
 package accesslog
 
 import (
-	"bufio"
+	"bytes"
 	"cmp"
 	"compress/gzip"
 	"errors"
@@ -213,11 +213,13 @@ func openLog(path string, in io.Reader) (io.ReadCloser, error) {
 }
 
 func decompress(in io.Reader) (io.Reader, error) {
-	reader := bufio.NewReaderSize(in, 64<<10)
-	magic, err := reader.Peek(4)
-	if err != nil && !errors.Is(err, io.EOF) {
+	magic := make([]byte, 4)
+	n, err := io.ReadFull(in, magic)
+	if err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
 		return nil, err
 	}
+	magic = magic[:n]
+	reader := io.MultiReader(bytes.NewReader(magic), in)
 	switch {
 	case len(magic) >= 2 && string(magic[:2]) == "\x1f\x8b":
 		return gzip.NewReader(reader)

@@ -16,10 +16,12 @@ const maxOpen = 16 << 10
 
 // joiner joins the two records of each access.
 type joiner struct {
-	r     *Reader
-	yield func(*Access, error) bool
-	open  map[string]*Access
-	order []string // the ids in open, oldest first; those that have ended are left in it
+	r      *Reader
+	yield  func(*Access, error) bool
+	latest *Access // the last that is open, whose end is often the next record; nil for none
+	open   map[string]*Access
+	order  []string  // the ids in open, oldest first; those that have ended are left in it
+	free   []*Access // to be used again
 }
 
 // readLog reads one log: its two chains in the order of their times.
@@ -27,7 +29,7 @@ func (r *Reader) readLog(ctx context.Context, l *logFiles, yield func(*Access, e
 	j := joiner{r: r, yield: yield, open: map[string]*Access{}}
 	var chains []*cursor
 	for _, files := range [][]logFile{l.first, l.second} {
-		c := &cursor{log: l.name, files: files, stdin: r.options.Stdin}
+		c := &cursor{log: l.name, files: files, stdin: r.options.Stdin, scan: newScanner()}
 		defer func() { err = errors.Join(err, c.close()) }()
 		switch nerr := c.next(); {
 		case nerr == nil:
@@ -74,12 +76,18 @@ func (j *joiner) take(e *audit.Entry, p Place) error {
 }
 
 func (j *joiner) decision(e *audit.Entry, p Place) error {
-	a := j.r.access(e, p)
+	a := j.unused()
+	j.r.access(a, e, p)
 	if !j.chosen(a) {
+		j.free = append(j.free, a)
 		return nil
 	}
 	if !a.Allowed {
 		return j.emit(a)
+	}
+	previous := j.latest
+	if j.latest = a; previous == nil {
+		return nil
 	}
 	if len(j.open) >= maxOpen {
 		if err := j.oldest(); err != nil {
@@ -89,8 +97,18 @@ func (j *joiner) decision(e *audit.Entry, p Place) error {
 	if len(j.order) >= 2*maxOpen {
 		j.order = slices.DeleteFunc(j.order, func(id string) bool { return j.open[id] == nil })
 	}
-	j.open[a.Decision], j.order = a, append(j.order, a.Decision)
+	j.open[previous.Decision], j.order = previous, append(j.order, previous.Decision)
 	return nil
+}
+
+// unused returns an access to fill in.
+func (j *joiner) unused() *Access {
+	if n := len(j.free); n > 0 {
+		a := j.free[n-1]
+		j.free = j.free[:n-1]
+		return a
+	}
+	return &Access{}
 }
 
 // chosen reports whether the options ask for the access.
@@ -103,11 +121,14 @@ func (j *joiner) chosen(a *Access) bool {
 // decision stands before the first record, is left out; so is a further end, which a data
 // plane reports of an answer after the access.
 func (j *joiner) end(e *audit.Entry) error {
-	a := j.open[e.Decision]
-	if a == nil {
+	a := j.latest
+	if a != nil && a.Decision == e.Decision {
+		j.latest = nil
+	} else if a = j.open[e.Decision]; a == nil {
 		return nil
+	} else {
+		delete(j.open, e.Decision)
 	}
-	delete(j.open, e.Decision)
 	a.end(e)
 	return j.emit(a)
 }
@@ -132,6 +153,10 @@ func (j *joiner) rest() error {
 			return err
 		}
 	}
+	if a := j.latest; a != nil {
+		j.latest = nil
+		return j.emit(a)
+	}
 	return nil
 }
 
@@ -139,5 +164,6 @@ func (j *joiner) emit(a *Access) error {
 	if !j.yield(a, nil) {
 		return errStopped
 	}
+	j.free = append(j.free, a)
 	return nil
 }

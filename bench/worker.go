@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 	"unsafe"
@@ -94,6 +95,21 @@ func obey(threads []*workerThread, order []string) (text string, fd int, err err
 			return "", -1, err
 		}
 		return each(func() (string, error) { return timeCalls(size) })
+	case "switches": // NUMBER
+		if err := scan(&size); err != nil {
+			return "", -1, err
+		}
+		text, err := timeSwitches(threads, size)
+		return text, -1, err
+	case "pace": // CALLS NANOSECONDS: so many calls, and so long a pause, until the next order
+		if err := scan(&size, (*int64)(&length)); err != nil {
+			return "", -1, err
+		}
+		threads[0].pace(size, length)
+		return "", -1, nil
+	case "rest":
+		threads[0].rest()
+		return "", -1, nil
 	case "filter": // THREADS
 		if err := scan(&n); err != nil {
 			return "", -1, err
@@ -125,8 +141,34 @@ func obey(threads []*workerThread, order []string) (text string, fd int, err err
 
 // workerThread is a thread that does one thing at a time.
 type workerThread struct {
-	tid  int
-	work chan func()
+	tid   int
+	work  chan func()
+	paced chan struct{} // closed when the pacing has ended
+	end   atomic.Bool   // it is to end
+}
+
+// pace has the thread make calls in the background, some at a time, until [workerThread.rest].
+func (t *workerThread) pace(calls int, pause time.Duration) {
+	t.paced = make(chan struct{})
+	t.end.Store(false)
+	t.work <- func() {
+		defer close(t.paced)
+		wait := unix.NsecToTimespec(int64(pause))
+		for !t.end.Load() {
+			for range calls {
+				_, _, _ = unix.RawSyscall(unix.SYS_GETPPID, 0, 0, 0)
+			}
+			if pause > 0 {
+				_, _, _ = unix.RawSyscall(unix.SYS_NANOSLEEP, uintptr(unsafe.Pointer(&wait)), 0, 0)
+			}
+		}
+	}
+}
+
+// rest ends what pace began.
+func (t *workerThread) rest() {
+	t.end.Store(true)
+	<-t.paced
 }
 
 func newWorkerThread() *workerThread {
@@ -172,6 +214,45 @@ func timeCalls(n int) (string, error) {
 		_, _, _ = unix.RawSyscall(unix.SYS_GETPPID, 0, 0, 0)
 	}
 	return fmt.Sprint((threadTime() - before) * 1000 / int64(n)), nil
+}
+
+// timeSwitches returns how long a switch between two threads takes that pass a byte to and
+// fro, in picoseconds. They have to run on one CPU.
+func timeSwitches(threads []*workerThread, n int) (string, error) {
+	var there, back [2]int
+	if err := errors.Join(unix.Pipe(there[:]), unix.Pipe(back[:])); err != nil {
+		return "", err
+	}
+	var place atomic.Int32
+	var took atomic.Int64
+	_, err := together(threads, func() (string, error) {
+		first := place.Add(1) == 1
+		reads, writes := there[0], back[1]
+		if first {
+			reads, writes = back[0], there[1]
+		}
+		var b [1]byte
+		begun := monotonic()
+		for range n {
+			if first {
+				_, _, _ = unix.RawSyscall(unix.SYS_WRITE, uintptr(writes), uintptr(unsafe.Pointer(&b[0])), 1)
+			}
+			if got, _, errno := unix.RawSyscall(unix.SYS_READ, uintptr(reads), uintptr(unsafe.Pointer(&b[0])), 1); got != 1 {
+				return "", errno
+			}
+			if !first {
+				_, _, _ = unix.RawSyscall(unix.SYS_WRITE, uintptr(writes), uintptr(unsafe.Pointer(&b[0])), 1)
+			}
+		}
+		if first {
+			took.Store(monotonic() - begun)
+		}
+		return "", nil
+	})
+	for _, fd := range slices.Concat(there[:], back[:]) {
+		err = errors.Join(err, unix.Close(fd))
+	}
+	return fmt.Sprint(took.Load() * 1000 / int64(2*n)), err
 }
 
 // allowEverything puts the calling thread under a seccomp filter of one instruction.

@@ -185,7 +185,7 @@ func bench(b *testing.B) (c *Confinement, outside, inside worker) {
 // counter: the floor of what any counter costs.
 func attachEmpty(b *testing.B) io.Closer {
 	b.Helper()
-	l, err := AttachEmptyTrace()
+	l, err := AttachEmptyTrace("sys_exit")
 	if err != nil {
 		b.Fatal(err)
 	}

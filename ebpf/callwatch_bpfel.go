@@ -134,6 +134,11 @@ type callwatchPeerKey struct {
 	Pad        uint32
 }
 
+type callwatchPrepareArgs struct {
+	_         structs.HostLayout
+	Processor uint32
+}
+
 type callwatchSetting struct {
 	_      structs.HostLayout
 	Netns  uint64
@@ -181,11 +186,14 @@ type callwatchTally struct {
 
 type callwatchUncountedCalls struct {
 	_       structs.HostLayout
-	Cpu     uint64
 	Cost    uint64
 	Calls   uint64
+	Time    uint64
 	Overdue uint64
-	Open    uint64
+	Opened  uint64
+	Near    uint64
+	Turn    uint64
+	Reserve uint64
 }
 
 type callwatchWatch struct {
@@ -194,39 +202,39 @@ type callwatchWatch struct {
 		_ structs.HostLayout
 		_ [16]byte
 	}
+	Since    uint64
+	Runs     uint32
+	Armed    uint32
 	Turns    uint32
 	Defiance uint32
-}
-
-type callwatchWatchArgs struct {
-	_  structs.HostLayout
-	Ns uint64
 }
 
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	callwatchMapCounters     = "counters"
-	callwatchMapDestinations = "destinations"
-	callwatchMapDoor         = "door"
-	callwatchMapEvents       = "events"
-	callwatchMapFlows        = "flows"
-	callwatchMapHeld         = "held"
-	callwatchMapLimits       = "limits"
-	callwatchMapPeers        = "peers"
-	callwatchMapServed       = "served"
-	callwatchMapSettings     = "settings"
-	callwatchMapStandings    = "standings"
-	callwatchMapTallied      = "tallied"
-	callwatchMapUncounted    = "uncounted"
-	callwatchMapWatches      = "watches"
-	callwatchProgWatchCalls  = "watch_calls"
-	callwatchVarCgroupId     = "cgroup_id"
-	callwatchVarDescendants  = "descendants"
-	callwatchVarMaySignal    = "may_signal"
-	callwatchVarPidNamespace = "pid_namespace"
-	callwatchVarSignals      = "signals"
+	callwatchMapCounters      = "counters"
+	callwatchMapDestinations  = "destinations"
+	callwatchMapDoor          = "door"
+	callwatchMapEvents        = "events"
+	callwatchMapFlows         = "flows"
+	callwatchMapHeld          = "held"
+	callwatchMapLimits        = "limits"
+	callwatchMapNearLimits    = "near_limits"
+	callwatchMapPeers         = "peers"
+	callwatchMapServed        = "served"
+	callwatchMapSettings      = "settings"
+	callwatchMapStandings     = "standings"
+	callwatchMapTallied       = "tallied"
+	callwatchMapUncounted     = "uncounted"
+	callwatchMapWatches       = "watches"
+	callwatchProgPrepareWatch = "prepare_watch"
+	callwatchProgWatchSwitch  = "watch_switch"
+	callwatchVarCgroupId      = "cgroup_id"
+	callwatchVarDescendants   = "descendants"
+	callwatchVarMaySignal     = "may_signal"
+	callwatchVarPidNamespace  = "pid_namespace"
+	callwatchVarSignals       = "signals"
 )
 
 // loadCallwatch returns the embedded CollectionSpec for callwatch.
@@ -271,7 +279,8 @@ type callwatchSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type callwatchProgramSpecs struct {
-	WatchCalls *ebpf.ProgramSpec `ebpf:"watch_calls"`
+	PrepareWatch *ebpf.ProgramSpec `ebpf:"prepare_watch"`
+	WatchSwitch  *ebpf.ProgramSpec `ebpf:"watch_switch"`
 }
 
 // callwatchMapSpecs contains maps before they are loaded into the kernel.
@@ -285,6 +294,7 @@ type callwatchMapSpecs struct {
 	Flows        *ebpf.MapSpec `ebpf:"flows"`
 	Held         *ebpf.MapSpec `ebpf:"held"`
 	Limits       *ebpf.MapSpec `ebpf:"limits"`
+	NearLimits   *ebpf.MapSpec `ebpf:"near_limits"`
 	Peers        *ebpf.MapSpec `ebpf:"peers"`
 	Served       *ebpf.MapSpec `ebpf:"served"`
 	Settings     *ebpf.MapSpec `ebpf:"settings"`
@@ -332,6 +342,7 @@ type callwatchMaps struct {
 	Flows        *ebpf.Map `ebpf:"flows"`
 	Held         *ebpf.Map `ebpf:"held"`
 	Limits       *ebpf.Map `ebpf:"limits"`
+	NearLimits   *ebpf.Map `ebpf:"near_limits"`
 	Peers        *ebpf.Map `ebpf:"peers"`
 	Served       *ebpf.Map `ebpf:"served"`
 	Settings     *ebpf.Map `ebpf:"settings"`
@@ -350,6 +361,7 @@ func (m *callwatchMaps) Close() error {
 		m.Flows,
 		m.Held,
 		m.Limits,
+		m.NearLimits,
 		m.Peers,
 		m.Served,
 		m.Settings,
@@ -375,12 +387,14 @@ type callwatchVariables struct {
 //
 // It can be passed to loadCallwatchObjects or ebpf.CollectionSpec.LoadAndAssign.
 type callwatchPrograms struct {
-	WatchCalls *ebpf.Program `ebpf:"watch_calls"`
+	PrepareWatch *ebpf.Program `ebpf:"prepare_watch"`
+	WatchSwitch  *ebpf.Program `ebpf:"watch_switch"`
 }
 
 func (p *callwatchPrograms) Close() error {
 	return _CallwatchClose(
-		p.WatchCalls,
+		p.PrepareWatch,
+		p.WatchSwitch,
 	)
 }
 

@@ -4,8 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -13,6 +16,8 @@ import (
 	"unsafe"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+	"github.com/cilium/ebpf/ringbuf"
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
 
@@ -20,24 +25,28 @@ import (
 )
 
 // While a plugin is far from its limits on system calls, the counter is not attached,
-// since it costs every process of the host. The CPU time of the cgroup, which is exact
-// and includes ended processes, then bounds how many calls were made: as many as fit
-// into it. They are charged to the limits with each look, and the next look comes
-// before a quarter of a limit can be in use, or else the counter is attached. So no limit
-// is passed, and at most a quarter of one is charged for calls that were not made.
+// since it costs every process of the host. bpf/callwatch.bpf.c then adds up for how long
+// threads of the plugin run, which bounds how many calls they make: as many as fit. These
+// are charged to the limits at once, and this process is woken when more than a quarter of
+// a limit is used, to attach the counter. If it is late, the kernel stops the plugin until
+// it has. So no limit is passed, and some more than a quarter of one is charged for calls
+// that were not made.
 const (
-	// uncountedShare is the part of a limit, 1/uncountedShare, that may be charged for
-	// calls that are not counted.
+	// uncountedShare is the part of a limit, 1/uncountedShare, from which on calls are
+	// counted: SHARE of bpf/callwatch.bpf.c. The counter is taken off when less than half
+	// of it is used.
 	uncountedShare = 4
-	// maxLook is the longest time from one look to the next, and minLook the shortest
-	// for which the counter stays off. enterLook is what must be possible for it to be
-	// taken off.
-	maxLook, enterLook, minLook = 250 * time.Millisecond, 40 * time.Millisecond, 15 * time.Millisecond
-	// defiance is for how long a plugin that the kernel has stopped may run on before it
-	// is killed: DEFIANCE of bpf/callwatch.bpf.c.
-	defiance = 50 * time.Millisecond
-	// counterHold is for how long the counter stays on after a limit was near.
-	counterHold = 5 * time.Second
+	// turnShare is the part of a limit, 1/turnShare, that can be used before every
+	// processor has added up, as far as minTurn and maxTurn permit. timerDelay is for how
+	// long a timer of the kernel may be late, or a stop be under way.
+	turnShare                    = 8
+	minTurn, maxTurn, timerDelay = 20 * time.Microsecond, 2 * time.Millisecond, 100 * time.Microsecond
+	// idleLook and countedLook are from one look to the next, and staging is for how long
+	// the watch runs beside the counter.
+	idleLook, countedLook, staging = time.Second, 250 * time.Millisecond, 250 * time.Millisecond
+	// counterHold is for how long the counter stays on after a limit could have been near,
+	// and startHold for how long at first: a program that starts computes.
+	counterHold, startHold = 5 * time.Second, time.Second
 	// callMargin is how much faster than the fastest measured call one is taken to
 	// be, since the processor may run faster later, and maxCallCost what no call is taken to
 	// exceed.
@@ -45,27 +54,42 @@ const (
 	maxCallCost = 50 * time.Nanosecond
 )
 
+// watchPin is the pin of the program that adds up.
+const watchPin = linkPrefix + "watch_switch"
+
 // callWatch bounds the calls of a plugin that are not counted.
 type callWatch struct {
 	programs *ebpf.Collection
+	near     *ebpf.Map // the ring by which the kernel wakes us
 	memory   []byte
 	state    *callwatchUncountedCalls
-	tick     time.Duration // of CPU time that the cgroup of a running thread does not show yet
-	armed    bool          // the kernel's timer is
-	hold     time.Time     // until when the counter stays on
-	overdue  uint64        // as far as it was logged
-	plain    time.Duration // the fastest call while the counter was off; 0: not measured
-	traced   time.Duration // the same while it was attached
-	looks    atomic.Uint64 // how often the CPU time was read
+	link     link.Link // on the scheduler's switch; nil: calls are counted
+	hold     time.Time // until when the counter stays on
+	overdue  uint64    // as far as it was logged
+	tooSmall bool      // that a limit is was logged
+
+	looked time.Time     // when, and what the plugin had used then:
+	used   time.Duration // CPU time by the cgroup,
+	summed time.Duration // and as the watch has added it up
+	staged time.Duration // used when the watch was attached beside the counter
+	alone  bool          // the counter was taken off since
+
+	plain  time.Duration // the fastest call while the counter was off; 0: not measured
+	traced time.Duration // the same while it was attached
+	looks  atomic.Uint64 // how often the CPU time was read
 }
 
 // loadCallWatch loads the programs that watch the plugin while its calls are not counted.
 // Where the kernel lacks what they need, calls are counted all the time.
 func (w *collection) loadCallWatch(dir string, group *sandbox.Cgroup, own bool) error {
-	if w.countAlways || adaptiveTicks() {
+	if w.countAlways {
 		return nil
 	}
 	spec, err := w.read("call watch", loadCallwatch, group, own)
+	if err != nil {
+		return err
+	}
+	cpus, err := sizeCallWatch(spec)
 	if err != nil {
 		return err
 	}
@@ -73,8 +97,14 @@ func (w *collection) loadCallWatch(dir string, group *sandbox.Cgroup, own bool) 
 		return err
 	}
 	programs, err := w.loadObject(spec)
-	if err != nil {
-		return nil //nolint:nilerr // before Linux 6.13
+	if err == nil {
+		if err = prepareCallWatch(programs, cpus); err != nil {
+			programs.Close()
+		}
+	}
+	if err != nil { // before Linux 6.13
+		w.unwatched = err
+		return nil //nolint:nilerr // look logs it
 	}
 	m := w.pinnedMaps["uncounted"]
 	memory, err := unix.Mmap(m.FD(), 0, int(m.ValueSize()), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
@@ -82,29 +112,54 @@ func (w *collection) loadCallWatch(dir string, group *sandbox.Cgroup, own bool) 
 		programs.Close()
 		return fmt.Errorf("map uncounted calls: %w", err)
 	}
-	w.watch = &callWatch{programs: programs, memory: memory, state: (*callwatchUncountedCalls)(unsafe.Pointer(&memory[0]))} //nolint:gosec // the map's value, page aligned
+	w.watch = &callWatch{
+		programs: programs, near: w.pinnedMaps["near_limits"], memory: memory, hold: time.Now().Add(startHold), looked: time.Now(),
+		state: (*callwatchUncountedCalls)(unsafe.Pointer(&memory[0])), //nolint:gosec // the map's value, page aligned
+	}
 	w.watch.overdue = atomic.LoadUint64(&w.watch.state.Overdue)
 	w.watch.measure(w.counter != nil)
-	w.watch.tick, err = schedulerTick()
+	w.watch.used, err = group.CPUTime()
 	return err
 }
 
-func (w *callWatch) close() error {
-	if w == nil {
-		return nil
+// sizeCallWatch makes room for every processor there may be.
+func sizeCallWatch(spec *ebpf.CollectionSpec) (cpus uint32, err error) {
+	n, err := ebpf.PossibleCPU()
+	if err != nil {
+		return 0, fmt.Errorf("count processors: %w", err)
 	}
-	w.programs.Close()
-	if err := unix.Munmap(w.memory); err != nil {
-		return fmt.Errorf("unmap uncounted calls: %w", err)
+	spec.Maps["watches"].MaxEntries = uint32(n)
+	return uint32(n), nil
+}
+
+// prepareCallWatch makes the timers of all processors.
+func prepareCallWatch(programs *ebpf.Collection, cpus uint32) error {
+	for cpu := range cpus {
+		status, err := programs.Programs["prepare_watch"].Run(&ebpf.RunOptions{Context: callwatchPrepareArgs{Processor: cpu}})
+		if err == nil && status != 0 {
+			err = fmt.Errorf("it returned %d", int32(status))
+		}
+		if err != nil {
+			return fmt.Errorf("make timers of uncounted system calls: %w", err)
+		}
 	}
 	return nil
 }
 
-// adaptiveTicks reports whether the scheduler's tick may stop on a CPU with a thread that
-// runs (boot parameter nohz_full), so that its CPU time is known much later.
-func adaptiveTicks() bool {
-	text, err := os.ReadFile("/sys/devices/system/cpu/nohz_full")
-	return err == nil && strings.ContainsAny(string(text), "0123456789")
+// close closes the handles. A pinned program stays attached.
+func (w *callWatch) close() error {
+	if w == nil {
+		return nil
+	}
+	var errs []error
+	if w.link != nil {
+		errs = append(errs, w.link.Close())
+	}
+	w.programs.Close()
+	if err := unix.Munmap(w.memory); err != nil {
+		errs = append(errs, fmt.Errorf("unmap uncounted calls: %w", err))
+	}
+	return errors.Join(errs...)
 }
 
 // schedulerTick is a little more than the period of the scheduler's tick, which adds the
@@ -172,38 +227,34 @@ func (s *callwatchUncountedCalls) in(spent time.Duration) uint64 {
 	return (uint64(max(spent, 0)) + cost - 1) / cost
 }
 
-// lasts is how long a number of calls takes at least, when every CPU makes them.
-func (s *callwatchUncountedCalls) lasts(calls, cpus uint64) time.Duration {
-	return time.Duration(scale(calls, atomic.LoadUint64(&s.Cost), cpus))
-}
-
-// arm has the kernel stop the plugin after some time; 0: not any more.
-func (w *callWatch) arm(after time.Duration) error {
-	if after == 0 && !w.armed {
-		return nil
-	}
-	status, err := w.programs.Programs["watch_calls"].Run(&ebpf.RunOptions{Context: callwatchWatchArgs{Ns: uint64(after)}})
-	if err == nil && status != 0 {
-		err = fmt.Errorf("it returned %d", int32(status))
-	}
-	if err != nil {
-		return fmt.Errorf("set the timer of uncounted system calls: %w", err)
-	}
-	w.armed = after != 0
-	return nil
-}
-
-// watchCalls looks at the plugin's CPU time while its calls are not counted, until the
-// context ends. It calls stopped when the kernel has stopped the plugin.
-func (c *Confinement) watchCalls(ctx context.Context, stopped func()) error {
+// watchCalls attaches the counter when a limit on system calls is near, and takes it off
+// when none is, until the context ends. It calls stopped when the kernel has stopped the
+// plugin.
+func (c *Confinement) watchCalls(ctx context.Context, stopped func()) (err error) {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
+	var listener *ringbuf.Reader
+	heard := make(chan error, 1)
+	defer func() {
+		if listener != nil {
+			err = errors.Join(err, listener.Close(), <-heard)
+		}
+	}()
 	for {
 		select {
 		case <-ctx.Done():
 			return c.countBeforeLeaving()
+		case err := <-heard:
+			heard <- nil // for the deferred close
+			return err
 		case <-c.lookSoon:
 		case <-timer.C:
+		}
+		if near := c.nearLimits(); listener == nil && near != nil {
+			if listener, err = ringbuf.NewReader(near); err != nil {
+				return fmt.Errorf("watch system calls: %w", err)
+			}
+			go func() { heard <- c.lookWhenNear(listener) }()
 		}
 		next, err := c.look()
 		if err != nil {
@@ -218,87 +269,205 @@ func (c *Confinement) watchCalls(ctx context.Context, stopped func()) error {
 	}
 }
 
+// nearLimits is the ring by which the kernel reports that a limit is near; nil: calls are
+// counted all the time.
+func (c *Confinement) nearLimits() *ebpf.Map {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed || c.programs.watch == nil {
+		return nil
+	}
+	return c.programs.watch.near
+}
+
+// lookWhenNear looks when the kernel asks for it, until the reader is closed. Until it has,
+// the plugin is charged for all the calls that it may be making, and the plugin may keep every
+// processor busy: the thread goes before others, as far as that is permitted.
+func (c *Confinement) lookWhenNear(reader *ringbuf.Reader) (err error) {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	first := unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_FIFO, Priority: 1}
+	before, err := unix.SchedGetAttr(0, 0)
+	if err == nil && unix.SchedSetAttr(0, &first, 0) == nil {
+		// The thread is given back as it was: if it ended, so would processes that it started (PR_SET_PDEATHSIG).
+		defer func() { err = errors.Join(err, unix.SchedSetAttr(0, before, 0)) }()
+	}
+	var record ringbuf.Record
+	for {
+		err = reader.ReadInto(&record)
+		if errors.Is(err, ringbuf.ErrClosed) {
+			return nil
+		}
+		if err == nil {
+			_, err = c.look()
+		}
+		if err != nil {
+			return fmt.Errorf("watch system calls: %w", err)
+		}
+		select {
+		case c.lookSoon <- struct{}{}:
+		default:
+		}
+	}
+}
+
 func (c *Confinement) stoppedByKernel() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return !c.closed && atomic.LoadUint32(&c.programs.limits.enforcement.Action) != 0
 }
 
-// look charges the calls that can have been made since the last one, and attaches the
-// counter or takes it off. It returns when to look again; 0: when the limits change.
+// look attaches the counter or takes it off. It returns when to look again; 0: when the
+// limits change.
 func (c *Confinement) look() (next time.Duration, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	w := c.programs
-	if c.closed || w.watch == nil {
+	if c.closed {
+		return 0, nil
+	}
+	if w.unwatched != nil && w.limits.limitsCalls() {
+		c.config.Logger.Info("syscall counting always on", zap.String("reason", "kernel cannot bound system calls by CPU time"), zap.Error(w.unwatched))
+		w.unwatched = nil
+	}
+	if w.watch == nil {
 		return 0, nil
 	}
 	if !c.attached {
-		return maxLook, nil
+		return countedLook, nil
 	}
 	if !w.limits.limitsCalls() {
-		atomic.StoreUint64(&w.watch.state.Open, 0)
-		return 0, w.watch.arm(0)
+		return 0, w.stopWatch(c.pinDir)
+	}
+	defer w.watch.looks.Add(1)
+	if w.watch.link != nil && atomic.LoadUint64(&w.watch.state.Near) != 0 {
+		return countedLook, w.countAgain(c.pinDir, c.config.Logger)
 	}
 	w.watch.measure(w.counter != nil)
-	defer w.watch.looks.Add(1)
 	used, err := c.group.CPUTime()
 	if err != nil {
 		return 0, err
 	}
-	w.charge(used)
-	return w.choose(c.pinDir, used, c.config.Logger)
-}
-
-// charge charges what can have been called in the CPU time since the last look.
-func (w *collection) charge(used time.Duration) {
-	s := w.watch.state
-	if atomic.LoadUint64(&s.Open) == 0 {
-		return
-	}
-	since := used - time.Duration(atomic.LoadUint64(&s.Cpu))*time.Microsecond
-	atomic.StoreUint64(&s.Cpu, uint64(used/time.Microsecond))
-	if since > 0 {
-		calls := s.in(since + time.Microsecond)
-		atomic.AddUint64(&s.Calls, calls)
-		w.limits.chargeCalls(calls)
-	}
-	if w.counter != nil && time.Since(w.counterSince) > w.watch.tick {
-		atomic.StoreUint64(&s.Open, 0)
-	}
-}
-
-// choose takes the counter off while no limit is near, and attaches it otherwise.
-func (w *collection) choose(dir string, used time.Duration, log *zap.Logger) (next time.Duration, err error) {
 	cpus, err := onlineCPUs()
 	if err != nil {
 		return 0, err
 	}
+	turn := w.limits.turn(w.watch.state, cpus)
+	if turn == 0 && !w.watch.tooSmall && !w.limits.exactCalls() {
+		w.watch.tooSmall = true
+		c.config.Logger.Info("syscall counting always on", zap.String("reason", "a limit can be used up before the kernel's timers add up CPU time"), zap.Uint64("cpus", cpus))
+	}
+	return w.choose(c.pinDir, used, turn, c.config.Logger)
+}
+
+// choose takes the counter off while no limit is near, after the watch ran beside it for a
+// while, and attaches it otherwise.
+func (w *collection) choose(dir string, used, turn time.Duration, log *zap.Logger) (next time.Duration, err error) {
+	s, now := w.watch.state, time.Now()
+	elapsed := now.Sub(w.watch.looked)
+	calm := w.limits.calm(s.in(used-w.watch.used), elapsed)
+	w.chargeUnseen(used)
+	w.watch.looked, w.watch.used, w.watch.summed = now, used, time.Duration(atomic.LoadUint64(&s.Time))
+	if !calm {
+		w.watch.hold = now.Add(counterHold)
+	}
+	switch {
+	case w.watch.link == nil && (turn == 0 || now.Before(w.watch.hold)):
+		return countedLook, w.putCounter(dir, true)
+	case w.watch.link == nil:
+		w.watch.staged, w.watch.alone = used, false
+		return staging, w.startWatch(dir, turn)
+	case turn == 0 || !calm && w.counter != nil:
+		return countedLook, w.countAgain(dir, log)
+	}
+	w.watch.pace(turn)
+	if w.counter == nil {
+		return idleLook, nil
+	}
+	if w.watch.alone { // other limits were set, which attached the counter
+		w.watch.staged, w.watch.alone = used, false
+		return staging, nil
+	}
+	// A thread that has run since before the watch was attached is not seen by it.
+	if used-w.watch.staged > staging/2 {
+		return countedLook, w.countAgain(dir, log)
+	}
+	w.watch.alone = true
+	return idleLook, w.putCounter(dir, false)
+}
+
+// chargeUnseen charges CPU time of the cgroup that the watch has not seen: of threads that
+// were moved into the cgroup while they ran.
+func (w *collection) chargeUnseen(used time.Duration) {
+	const tolerated = 16 * time.Millisecond // ticks that the cgroup was late with at the last look
+	if w.watch.link == nil || w.counter != nil {
+		return
+	}
+	s := w.watch.state
+	unseen := used - w.watch.used - (time.Duration(atomic.LoadUint64(&s.Time)) - w.watch.summed)
+	if unseen <= tolerated {
+		return
+	}
+	calls := s.in(unseen)
+	atomic.AddUint64(&s.Calls, calls)
+	w.limits.chargeCalls(calls)
+}
+
+// pace sets how often each processor adds up.
+func (w *callWatch) pace(turn time.Duration) {
+	cpus, err := onlineCPUs()
+	if err != nil {
+		return // as it was
+	}
+	atomic.StoreUint64(&w.state.Reserve, w.state.in(time.Duration(cpus)*(turn+timerDelay)))
+	atomic.StoreUint64(&w.state.Turn, uint64(turn))
+}
+
+// startWatch attaches the watch beside the counter.
+func (w *collection) startWatch(dir string, turn time.Duration) error {
+	w.watch.pace(turn)
+	atomic.StoreUint64(&w.watch.state.Near, 0)
+	atomic.StoreUint64(&w.watch.state.Opened, clock())
+	l, err := link.AttachTracing(link.TracingOptions{Program: w.watch.programs.Programs["watch_switch"]})
+	if err != nil {
+		return fmt.Errorf("attach watch of system calls: %w", err)
+	}
+	w.watch.link = l
+	if err := repin(l, filepath.Join(dir, watchPin)); err != nil {
+		return fmt.Errorf("keep watch of system calls: %w", err)
+	}
+	return nil
+}
+
+// countAgain attaches the counter, and takes the watch off.
+func (w *collection) countAgain(dir string, log *zap.Logger) error {
+	w.watch.hold = time.Now().Add(counterHold)
+	err := errors.Join(w.putCounter(dir, true), w.stopWatch(dir))
 	if n := atomic.LoadUint64(&w.watch.state.Overdue); n > w.watch.overdue {
 		log.Warn("plugin stopped by late look at system calls", zap.Uint64("times", n-w.watch.overdue))
 		w.watch.overdue = n
 	}
-	share, all := w.limits.uncountedRoom(clock())
-	// A tick before the look is charged after it, and two after the counter is attached.
-	next = min(w.watch.state.lasts(share, cpus)-3*w.watch.tick, maxLook)
-	late := w.watch.state.lasts(all, cpus) - w.watch.tick - defiance
-	off := w.counter == nil
-	switch {
-	case off && next >= minLook && late > next:
-		return next, w.watch.arm(late)
-	case off:
-		w.watch.hold = time.Now().Add(counterHold)
-		err = w.putCounter(dir, true)
-		return 2 * w.watch.tick, errors.Join(err, w.watch.arm(0))
-	case next < enterLook || late < enterLook || time.Now().Before(w.watch.hold):
-		return maxLook, w.watch.arm(0)
+	return err
+}
+
+// stopWatch takes the watch off. The counter is attached, or no limit needs it.
+func (w *collection) stopWatch(dir string) error {
+	if w.watch != nil {
+		atomic.StoreUint64(&w.watch.state.Opened, 0)
+		atomic.StoreUint64(&w.watch.state.Near, 0)
 	}
-	if err := w.watch.arm(late); err != nil {
-		return 0, err
+	if err := os.Remove(filepath.Join(dir, watchPin)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("detach watch of system calls: %w", err)
 	}
-	atomic.StoreUint64(&w.watch.state.Cpu, uint64(used/time.Microsecond))
-	atomic.StoreUint64(&w.watch.state.Open, 1)
-	return next, w.putCounter(dir, false)
+	if w.watch == nil || w.watch.link == nil {
+		return nil
+	}
+	err := w.watch.link.Close()
+	w.watch.link = nil
+	if err != nil {
+		return fmt.Errorf("detach watch of system calls: %w", err)
+	}
+	return nil
 }
 
 // countBeforeLeaving attaches the counter for the time without a sidecar, if the plugin
@@ -308,47 +477,61 @@ func (c *Confinement) countBeforeLeaving() error {
 		return nil
 	}
 	c.mu.Lock()
+	defer c.mu.Unlock()
 	w := c.programs
 	if c.closed || !c.attached || w.watch == nil || !w.limits.limitsCalls() {
-		c.mu.Unlock()
 		return nil
 	}
-	w.watch.hold = time.Now().Add(time.Hour)
-	err := errors.Join(w.putCounter(c.pinDir, true), w.watch.arm(0))
-	c.mu.Unlock()
-	if err != nil {
-		return err
-	}
-	time.Sleep(2 * w.watch.tick)
-	_, err = c.look()
-	return err
+	return w.countAgain(c.pinDir, c.config.Logger)
 }
 
-// uncountedRoom is how many calls may be made before the part of a limit that may be
-// charged for uncounted calls is in use, and before a limit is.
-func (l *limitTable) uncountedRoom(now uint64) (share, all uint64) {
-	share, all = forever, forever
+// exactCalls reports whether a limit on system calls is to be counted exactly.
+func (l *limitTable) exactCalls() bool {
+	return slices.ContainsFunc(l.inForce, func(p placedLimit) bool { return p.kind == LimitSyscalls && (!p.named || p.Exact) })
+}
+
+// turn is how often each processor is to add up CPU time; 0: calls are to be counted,
+// since as many as half of a limit could be made before all have, or since it is to be exact.
+func (l *limitTable) turn(s *callwatchUncountedCalls, cpus uint64) time.Duration {
+	if l.exactCalls() {
+		return 0
+	}
+	turn := maxTurn
+	for i := range l.inForce {
+		if p := &l.inForce[i]; p.kind == LimitSyscalls {
+			turn = min(turn, time.Duration(scale(p.rule.Count, atomic.LoadUint64(&s.Cost), turnShare*cpus)))
+		}
+	}
+	turn = max(turn, minTurn)
+	reserve := s.in(time.Duration(cpus) * (turn + timerDelay))
+	for i := range l.inForce {
+		if p := &l.inForce[i]; p.kind == LimitSyscalls && reserve > p.rule.Count/2 {
+			return 0
+		}
+	}
+	return turn
+}
+
+// calm reports whether the counter would stay off: a plugin that can make some calls in
+// some time is far from every limit, and has been for a while.
+func (l *limitTable) calm(calls uint64, elapsed time.Duration) bool {
+	calm, now := true, clock()
 	for i := range l.inForce {
 		p := &l.inForce[i]
 		if p.kind != LimitSyscalls {
 			continue
 		}
-		if !p.named || p.Exact {
-			return 0, 0
+		share := p.rule.Count / uncountedShare
+		free := scale(share, uint64(elapsed), uint64(counterHold))
+		if p.rule.Period != 0 {
+			free = max(free, scale(p.rule.Count, uint64(elapsed), p.rule.Period))
 		}
-		room, quarter := l.room(p, now), p.rule.Depth-p.rule.Depth/uncountedShare
-		share = min(share, p.rule.number(room-min(room, quarter)))
-		all = min(all, p.rule.number(room-min(room, p.rule.Reserve)))
+		p.possible = min(p.possible-min(free, p.possible)+calls, 2*share)
+		if p.possible > share || l.room(p, now) < p.rule.Depth-p.rule.Depth/(2*uncountedShare) {
+			calm = false
+		}
 	}
-	return share, all
-}
-
-// number is how many calls a part of a bucket pays for.
-func (k *hooksLimit) number(part uint64) uint64 {
-	if k.Period == 0 {
-		return part
-	}
-	return scale(part, k.Count, k.Period)
+	return calm
 }
 
 // chargeCalls charges calls that can have been made, whatever the limits permit.

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"os/exec"
@@ -28,7 +29,7 @@ const callsPlugin = "calls"
 func farCalls(action Action) (Limit, error) {
 	cpus, err := onlineCPUs()
 	cost := min(fastestCall()/callMargin, maxCallCost)
-	return Limit{Name: "calls", Kind: LimitSyscalls, Count: uncountedShare * cpus * uint64(2*enterLook/cost), Action: action}, err
+	return Limit{Name: "calls", Kind: LimitSyscalls, Count: uncountedShare * cpus * uint64(80*time.Millisecond/cost), Action: action}, err
 }
 
 // burstCalls is a plugin that waits for standard input, and then makes system calls on some
@@ -180,6 +181,62 @@ func TestBurstAfterLook(t *testing.T) {
 	}
 }
 
+// usualCalls is a limit that a burst of some milliseconds uses up.
+func usualCalls(period time.Duration) Limit {
+	return Limit{Name: "calls", Kind: LimitSyscalls, Count: 200_000, Period: period, Action: ActionStop}
+}
+
+// A plugin that idles costs nobody a counted call under a usual limit, and one that then
+// makes calls on every CPU, right after a look, does not pass it, whether user space
+// attaches the counter in time or does not come to it.
+func TestBurstUnderUsualLimit(t *testing.T) {
+	for _, late := range []bool{false, true} {
+		t.Run(fmt.Sprintf("late=%t", late), func(t *testing.T) {
+			l := usualCalls(0)
+			if late { // so that only a late look stops it
+				l.Action = ActionDeny
+			}
+			r, p := watched(t, l)
+			looked := r.programs.watch.looks.Load()
+			eventually(t, "a look", func() bool { return r.programs.watch.looks.Load() > looked })
+			if late {
+				r.Confinement.mu.Lock() // nobody looks
+			}
+			p.burst()
+			made := p.standstill()
+			overdue := atomic.LoadUint64(&r.programs.watch.state.Overdue)
+			if late {
+				r.Confinement.mu.Unlock()
+				eventually(t, "the plugin goes on", func() bool { return p.made() > made })
+			}
+			if used := r.used().Syscalls; made > l.Count+2*lease || made > used.Total {
+				t.Errorf("made %d calls of %d, counted %+v", made, l.Count, used)
+			}
+			if late && overdue == 0 {
+				t.Error("not stopped without a look")
+			}
+		})
+	}
+}
+
+// A plugin that makes calls all the time has them counted, and no longer when it is calm
+// again.
+func TestCountedWhileBusy(t *testing.T) {
+	l := usualCalls(time.Second)
+	l.Action = ActionDeny
+	r, p := watched(t, l)
+	p.burst()
+	eventually(t, "the counter is on", func() bool { return r.Info().Syscalls })
+	eventually(t, "calls", func() bool { return p.made() > 2*l.Count })
+	if !r.Info().Syscalls {
+		t.Error("the counter is off while the plugin makes calls")
+	}
+	if err := r.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the counter is off again", func() bool { return !r.Info().Syscalls })
+}
+
 // When user space does not look in time, the kernel stops the plugin before it can have
 // passed its limit, and it goes on after the next look.
 func TestLateLook(t *testing.T) {
@@ -191,7 +248,7 @@ func TestLateLook(t *testing.T) {
 	r.Confinement.mu.Lock() // nobody looks
 	p.burst()
 	made := p.standstill()
-	time.Sleep(2 * defiance) // no process that stands still is killed
+	time.Sleep(100 * time.Millisecond) // no process that stands still is killed
 	overdue := atomic.LoadUint64(&r.programs.watch.state.Overdue)
 	r.Confinement.mu.Unlock()
 	if made > l.Count || overdue == 0 {
@@ -348,7 +405,7 @@ func TestCountedWithoutSidecar(t *testing.T) {
 	t.Cleanup(func() { _, _ = plugin.Process.Kill(), plugin.Wait() })
 	eventually(t, "the counter is off", func() bool { return !r.Info().Syscalls })
 	r.seen() // ends the looks
-	if s := r.programs.watch.state; !r.Info().Syscalls || atomic.LoadUint64(&s.Open) != 0 {
+	if s := r.programs.watch.state; !r.Info().Syscalls || atomic.LoadUint64(&s.Opened) != 0 {
 		t.Errorf("left with the counter %t, state %+v", r.Info().Syscalls, s)
 	}
 	if err := r.Close(); err != nil {

@@ -227,20 +227,18 @@ func (c *Confinement) openGroup() error {
 	if err != nil {
 		return err
 	}
-	var used time.Duration
 	for _, path := range left {
-		ended, spent, err := removeCgroup(path, c.config.EndLeft != nil)
+		ended, err := removeCgroup(path, c.config.EndLeft != nil)
 		if err != nil {
 			return err
 		}
-		used += spent
 		c.config.Logger.Info("cgroup of an earlier sidecar removed", zap.String("cgroup", path), zap.Int("ended", ended))
 		if ended > 0 {
 			c.config.EndLeft(ended)
 		}
 	}
 	// Its cgroup is empty now, so that usage no longer grows.
-	if c.usedBefore, err = readLeftoverUsage(pins, used); err != nil {
+	if c.usedBefore, err = readLeftoverUsage(pins); err != nil {
 		c.config.Logger.Warn("usage counted without a sidecar unknown", zap.Error(err))
 	}
 	if err := unpin(pins); err != nil {

@@ -8,7 +8,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
@@ -63,7 +62,7 @@ func Detach(stateDir string, force bool) (err error) {
 		}
 	}
 	for _, path := range groups {
-		if _, _, err := removeCgroup(path, force); err != nil {
+		if _, err := removeCgroup(path, force); err != nil {
 			return fmt.Errorf("detach: %w", err)
 		}
 	}
@@ -74,31 +73,30 @@ func Detach(stateDir string, force bool) (err error) {
 }
 
 // removeCgroup removes a cgroup that was left behind, after ending the processes in it
-// if forced, and returns how many there were and the CPU time that was used in it.
-func removeCgroup(path string, force bool) (ended int, used time.Duration, err error) {
+// if forced, and returns how many there were.
+func removeCgroup(path string, force bool) (ended int, err error) {
 	g, err := sandbox.OpenCgroup(path)
 	if errors.Is(err, fs.ErrNotExist) {
-		return 0, 0, nil
+		return 0, nil
 	}
 	if err != nil {
-		return 0, 0, err
+		return 0, err
 	}
 	defer func() { _ = g.Close() }()
 	populated, err := g.Populated()
 	if err != nil {
-		return 0, 0, err
+		return 0, err
 	}
 	if populated && !force {
-		return 0, 0, fmt.Errorf("%w, shut in (%s)", ErrPopulated, path)
+		return 0, fmt.Errorf("%w, shut in (%s)", ErrPopulated, path)
 	}
 	if populated {
 		ended = max(g.Processes(), 1) // one that ends just now may not be listed
 		if err := g.Kill(); err != nil {
-			return 0, 0, err
+			return 0, err
 		}
 	}
-	used, err = g.CPUTime()
-	return ended, used, errors.Join(err, g.Remove())
+	return ended, g.Remove()
 }
 
 // existingPins is where a confinement's pins are, if there are any, without mounting

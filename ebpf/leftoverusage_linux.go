@@ -19,9 +19,9 @@ func (c *Confinement) UsedBefore(l Limit) (LimitUsage, bool) {
 }
 
 // readLeftoverUsage reads the limits that are pinned in a directory, before the pins are
-// removed. The cgroup has used some CPU time up to its end. The maps of another version may have another shape; what they hold is
-// then not known.
-func readLeftoverUsage(dir string, used time.Duration) (map[[2]uint64]LimitUsage, error) {
+// removed. The maps of another version may have another shape; what they hold is then not
+// known.
+func readLeftoverUsage(dir string) (map[[2]uint64]LimitUsage, error) {
 	maps := map[string]*ebpf.Map{"door": nil, "limits": nil, "standings": nil}
 	defer func() {
 		for _, m := range maps {
@@ -38,36 +38,14 @@ func readLeftoverUsage(dir string, used time.Duration) (map[[2]uint64]LimitUsage
 		}
 		maps[name] = m
 	}
-	calls, err := leftUncounted(filepath.Join(dir, "uncounted"), used)
-	if err != nil {
-		return nil, fmt.Errorf("read limits left behind: %w", err)
-	}
-	left, err := usageIn(maps["door"], maps["limits"], maps["standings"], calls)
+	left, err := usageIn(maps["door"], maps["limits"], maps["standings"])
 	if err != nil {
 		return nil, fmt.Errorf("read limits left behind: %w", err)
 	}
 	return left, nil
 }
 
-// leftUncounted is how many calls a plugin can have made that were not counted, after the
-// last look of a sidecar that is gone.
-func leftUncounted(pin string, used time.Duration) (calls uint64, err error) {
-	m, err := ebpf.LoadPinnedMap(pin, nil)
-	if errors.Is(err, fs.ErrNotExist) {
-		return 0, nil
-	}
-	if err != nil {
-		return 0, err
-	}
-	defer func() { _ = m.Close() }()
-	var s callwatchUncountedCalls
-	if err := m.Lookup(zero, &s); err != nil || s.Open == 0 {
-		return 0, err
-	}
-	return s.in(used + time.Microsecond - time.Duration(s.Cpu)*time.Microsecond), nil
-}
-
-func usageIn(doors, limits, standings *ebpf.Map, calls uint64) (map[[2]uint64]LimitUsage, error) {
+func usageIn(doors, limits, standings *ebpf.Map) (map[[2]uint64]LimitUsage, error) {
 	var door hooksControl
 	if err := doors.Lookup(zero, &door); err != nil {
 		return nil, err
@@ -84,9 +62,6 @@ func usageIn(doors, limits, standings *ebpf.Map, calls uint64) (map[[2]uint64]Li
 		var standing hooksLimitState
 		if err := standings.Lookup(rule.Slot, &standing); err != nil {
 			return nil, err
-		}
-		if LimitKind(i/MaxLimits) == LimitSyscalls {
-			standing.Level = rule.after(standing.Level, calls, now)
 		}
 		left[rule.Name] = rule.usage(standing.Level, now)
 	}

@@ -274,7 +274,8 @@ type placedLimit struct {
 	named    bool // false: a sidecar that is gone set it, and its name is not known yet
 	kind     LimitKind
 	rule     hooksLimit
-	reported bool // its crossing was
+	reported bool   // its crossing was
+	possible uint64 // calls that could be made of late: see calm
 }
 
 // openLimitTable takes over what the maps hold.

@@ -126,7 +126,7 @@ func (*Confinement) Listening() (map[uint16]bool, error) { return nil, sandbox.E
 func (*Confinement) Flush(context.Context) {}
 
 // AttachEmptyTrace returns [sandbox.ErrUnsupported].
-func AttachEmptyTrace() (io.Closer, error) { return nil, sandbox.ErrUnsupported }
+func AttachEmptyTrace(string) (io.Closer, error) { return nil, sandbox.ErrUnsupported }
 
 // UsedBefore returns no usage.
 func (*Confinement) UsedBefore(Limit) (LimitUsage, bool) { return LimitUsage{}, false }

@@ -6,7 +6,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
@@ -161,26 +160,33 @@ func (p *prober) callWatch() {
 	}, err)
 	p.add(Finding{
 		Name: "system calls bounded by CPU time", Lost: "limits.countSyscalls: whenNear; a limit on system calls always costs every process of the host",
-		Remedy: "use Linux 6.13 or later, without the boot parameter nohz_full",
+		Remedy: "use Linux 6.13 or later",
 	}, tryCallWatch())
 }
 
-// tryCallWatch loads the programs of [callWatch], and sets the timer and takes it back.
+// tryCallWatch loads the programs of [callWatch], and attaches the one on the scheduler's switch.
 func tryCallWatch() error {
-	if adaptiveTicks() {
-		return errors.New("the kernel runs with nohz_full")
-	}
 	spec, err := loadCallwatch()
 	if err != nil {
 		return fmt.Errorf("read call watch programs: %w", err)
+	}
+	cpus, err := sizeCallWatch(spec)
+	if err != nil {
+		return err
 	}
 	programs, err := ebpf.NewCollection(spec)
 	if err != nil {
 		return fmt.Errorf("load call watch programs: %w", err)
 	}
 	defer programs.Close()
-	w := callWatch{programs: programs}
-	return errors.Join(w.arm(time.Hour), w.arm(0))
+	if err := prepareCallWatch(programs, cpus); err != nil {
+		return err
+	}
+	l, err := link.AttachTracing(link.TracingOptions{Program: programs.Programs["watch_switch"]})
+	if err != nil {
+		return fmt.Errorf("attach watch of system calls: %w", err)
+	}
+	return l.Close()
 }
 
 func unixFinding() Finding {

@@ -10,7 +10,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/btf"
@@ -63,8 +62,8 @@ type callCounter struct {
 	countAlways   bool       // count system calls without a limit, too
 	counterPinned bool       // the counter is
 	counterTurn   uint32     // the counter's: see bpf/chaperone.bpf.h
-	counterSince  time.Time  // when the counter was attached
 	watch         *callWatch // nil: calls are counted all the time
+	unwatched     error      // why, if the kernel lacks what the watch needs
 }
 
 func newCollection() *collection {
@@ -430,6 +429,9 @@ func (w *collection) names() []string {
 	names := append(sorted(w.links), sorted(w.traces)...)
 	if w.counter != nil {
 		names = append(names, "count_call")
+	}
+	if w.watch != nil && w.watch.link != nil {
+		names = append(names, "watch_switch")
 	}
 	return names
 }

@@ -6,7 +6,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"time"
 
 	"github.com/cilium/ebpf/link"
 
@@ -38,7 +37,8 @@ func (c *Confinement) count(limited bool) error {
 
 // attachCounter puts the counter on sys_exit if what is in force needs it.
 func (w *collection) attachCounter(dir string) error {
-	return w.putCounter(dir, w.limits.limitsCalls())
+	// A watch that an earlier sidecar left holds until the counter does.
+	return errors.Join(w.putCounter(dir, w.limits.limitsCalls()), w.stopWatch(dir))
 }
 
 // putCounter puts the counter on sys_exit, or takes it off. With a limit it
@@ -53,7 +53,7 @@ func (w *collection) putCounter(dir string, limited bool) error {
 		if err != nil {
 			return fmt.Errorf("attach system call counter: %w", err)
 		}
-		w.counter, w.counterSince = l, time.Now()
+		w.counter = l
 		if err := w.limits.updateControl(func(d *hooksControl) { d.Counter = w.counterTurn }); err != nil {
 			return fmt.Errorf("attach system call counter: %w", err)
 		}

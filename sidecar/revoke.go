@@ -14,6 +14,7 @@ import (
 	"github.com/chaperone-proxy/chaperone/configs"
 	"github.com/chaperone-proxy/chaperone/ebpf"
 	"github.com/chaperone-proxy/chaperone/internal/phrase"
+	"github.com/chaperone-proxy/chaperone/proxy/session"
 	"github.com/chaperone-proxy/chaperone/vault"
 )
 
@@ -98,7 +99,7 @@ type RevocationRequest struct {
 type revocationResult struct {
 	revocation authz.Revocation
 	cut        int
-	took       time.Duration // to the last live exchange being cut
+	took       time.Duration // to the last live exchange being cut and the kernel enforcing the level
 	vault      vault.Report
 	failed     []string // steps that failed
 }
@@ -137,20 +138,31 @@ func (c *PolicyControl) cut(revocation authz.Revocation) revocationResult {
 	}
 	started := time.Now()
 	out := revocationResult{revocation: revocation}
-	out.cut = c.apply(revocation)
-	enforced := make(chan error, 1)
-	go func() { enforced <- c.enforceLevel() }() // the plugin dies while its exchanges are cut
-	if c.cfg.Proxy() != nil && revocation.Level != authz.LevelPause {
-		take := c.cfg.Proxy().Revalidate
-		if revocation.Rule == "" {
-			take = c.cfg.Proxy().CloseAll
+	type enforcement struct {
+		err  error
+		took time.Duration
+	}
+	enforced := make(chan enforcement, 1)
+	session.AtHighPriority(func() {
+		out.cut = c.apply(revocation)
+		go func() { // the plugin dies while its exchanges are cut
+			err := c.enforceLevel()
+			enforced <- enforcement{err, time.Since(started)}
+		}()
+		if c.cfg.Proxy() != nil && revocation.Level != authz.LevelPause {
+			take := c.cfg.Proxy().Revalidate
+			if revocation.Rule == "" {
+				take = c.cfg.Proxy().CloseAll
+			}
+			out.cut += take()
 		}
-		out.cut += take()
+		out.took = time.Since(started) // those that were woken run before this thread once it takes turns again
+	})
+	e := <-enforced
+	if e.err != nil {
+		out.failed = append(out.failed, "kernel: "+e.err.Error())
 	}
-	if err := <-enforced; err != nil {
-		out.failed = append(out.failed, "kernel: "+err.Error())
-	}
-	out.took = time.Since(started)
+	out.took = max(out.took, e.took)
 	c.cfg.Metrics.revoked(out.took)
 	out.failed = append(out.failed, c.keepRevocation(revocation, fmt.Sprintf("%s: %s", revocation.Level, revocation.Reason))...)
 	if len(c.answers) >= maxAnswers || c.answers == nil {

@@ -53,6 +53,13 @@ func dissolve(fd uintptr) bool {
 	return false
 }
 
+// AtHighPriority runs f, which cuts accesses, on a thread that goes before all others,
+// where the sidecar may have one. Between the steps of a cut a busy machine would
+// otherwise have it take turns.
+func AtHighPriority(f func()) {
+	withHighPriority(runtime.NumCPU() > 1, func(bool) { f() })
+}
+
 // withHighPriority runs f on a thread that goes before all others, where the sidecar
 // may have one (root, CAP_SYS_NICE): every connection that is cut wakes the
 // processes at both its ends, and the last one must not take turns with them. A realtime

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"os"
 	"path/filepath"
 	"runtime"
 	"sync"
@@ -110,6 +111,30 @@ func TestInParallel(t *testing.T) {
 	}
 	if session.InParallel(nil, func(int) bool { return true }) != 0 {
 		t.Error("got a count of an empty list, want 0")
+	}
+}
+
+// TestAtHighPriority cuts within a stretch at high priority, after which the caller has its
+// thread and its priority again.
+func TestAtHighPriority(t *testing.T) {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	before, err := unix.SchedGetAttr(0, 0)
+	testenv.Must(t, err)
+	caller, within := unix.Gettid(), *before
+	session.AtHighPriority(func() {
+		session.InParallel(make([]int, 20), func(int) bool { return true })
+		attr, err := unix.SchedGetAttr(0, 0)
+		testenv.Must(t, err)
+		within = *attr
+	})
+	after, err := unix.SchedGetAttr(0, 0)
+	testenv.Must(t, err)
+	if unix.Gettid() != caller || after.Policy != before.Policy || after.Nice != before.Nice || after.Priority != before.Priority {
+		t.Errorf("the priority is %+v, and was %+v", after, before)
+	}
+	if os.Geteuid() == 0 && within.Policy == before.Policy && within.Nice == before.Nice {
+		t.Errorf("the priority within is %+v, after InParallel, want a higher one than %+v", within, before)
 	}
 }
 

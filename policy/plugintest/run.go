@@ -54,8 +54,14 @@ func (r *Result) lines() (out []namedLine) {
 	}
 	for _, line := range []namedLine{
 		{"at", at},
-		{"expected", r.Expected}, {"got", r.Got}, {"detail", r.Detail}, {"nearest", r.Nearest}, {"rule", r.Rule},
-		{"remedy", r.Remedy}, {"add", r.Add}, {"explain", r.Explain},
+		{"expected", r.Expected},
+		{"got", r.Got},
+		{"detail", r.Detail},
+		{"nearest", r.Nearest},
+		{"rule", r.Rule},
+		{"remedy", r.Remedy},
+		{"add", r.Add},
+		{"explain", r.Explain},
 	} {
 		if line.value != "" {
 			out = append(out, line)

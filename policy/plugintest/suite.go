@@ -246,19 +246,13 @@ func (s *Suite) expectation(index int) (*expectation, error) {
 
 // describe returns the expectation on one line.
 func (e *expectation) describe() string {
-	out := e.form + " " + e.text
-	for _, f := range []struct{ name, value string }{{"upgrade", e.Upgrade}, {"at door", string(e.Door)}} {
+	out := []string{e.form + " " + e.text}
+	for _, f := range e.selectors() {
 		if f.value != "" {
-			out += ", " + f.name + " " + f.value
+			out = append(out, f.name+" "+f.value)
 		}
 	}
-	if e.Address.IsValid() {
-		out += ", address " + e.Address.String()
-	}
-	if !e.At.IsZero() {
-		out += ", at " + e.At.UTC().Format(time.RFC3339)
-	}
-	return out
+	return strings.Join(out, ", ")
 }
 
 func (e *expectation) readRequest() {

@@ -60,6 +60,7 @@ type Rule struct {
 	suggested  []suggestion
 	wildcard   string // a host that is suggested
 	credential string // of a present rule for the host
+	listed     bool   // one of its patterns is listed
 }
 
 // Grant returns the grant, with reason in every rule.
@@ -89,22 +90,17 @@ func (l *Learner) Propose(t Terms) *Proposal {
 		}
 		e.Accesses += g.count
 		e.Uncovered += w.uncovered
-		for _, one := range w.granted {
-			switch one.count {
-			case 1:
-				e.Once++
-			case 2:
-				e.Twice++
-			}
-		}
 		if len(w.granted) > 0 {
 			rules = append(rules, newRule(key, g, w))
 		}
 	}
 	e.Accesses += l.left.Bounded
+	slices.SortFunc(rules, compareRules)
+	e.Uncovered += bound(rules)
+	rules = slices.DeleteFunc(rules, func(r Rule) bool { return len(r.patterns) == 0 })
+	e.count(rules)
 	p.Left.Bounded = e.Uncovered
 	p.Estimate = e.complete()
-	slices.SortFunc(rules, compareRules)
 	for i := range rules {
 		rules[i].complete(&t)
 	}
@@ -114,6 +110,80 @@ func (l *Learner) Propose(t Terms) *Proposal {
 	slices.SortStableFunc(rules, func(a, b Rule) int { return compareBool(b.Undeclared, a.Undeclared) })
 	p.take(rules)
 	return p
+}
+
+// maxText is how long the rules of a proposal are, in bytes: a file of grants is at most
+// 1 MiB long.
+const maxText = 700 << 10
+
+// bound drops patterns, the least used ones first, and suggestions beyond what a file holds.
+// It returns how many accesses the dropped patterns are for.
+func bound(rules []Rule) (uncovered uint64) {
+	type place struct{ rule, pattern int }
+	var all []place
+	for i := range rules {
+		for j := range rules[i].patterns {
+			all = append(all, place{i, j})
+		}
+	}
+	slices.SortStableFunc(all, func(a, b place) int {
+		return cmp.Compare(rules[b.rule].patterns[b.pattern].count, rules[a.rule].patterns[a.pattern].count)
+	})
+	left := maxText
+	drop := map[place]bool{}
+	for _, at := range all {
+		const markup, rule, sample = 32, 512, maxSamples * (maxSample + 8)
+		r := &rules[at.rule]
+		cost := markup + len(r.patterns[at.pattern].text) + len(r.patterns[at.pattern].stars)*sample
+		if !r.listed {
+			cost += rule + len(r.To.Hosts[0])
+		}
+		if cost > left {
+			drop[at] = true
+			uncovered += r.patterns[at.pattern].count
+			continue
+		}
+		left, r.listed = left-cost, true
+	}
+	for i := range rules {
+		r := &rules[i]
+		kept := r.patterns[:0]
+		for j, one := range r.patterns {
+			if !drop[place{i, j}] {
+				kept = append(kept, one)
+			}
+		}
+		r.setPatterns(kept)
+		r.suggested = slices.DeleteFunc(r.suggested, func(s suggestion) bool {
+			left -= len(s.text) + maxSamples*(maxSample+8)
+			return left < 0
+		})
+	}
+	return uncovered
+}
+
+// setPatterns sets the paths of the rule; a tunnel has none.
+func (r *Rule) setPatterns(patterns []pattern) {
+	r.patterns, r.Paths = patterns, nil
+	for _, p := range patterns {
+		if len(r.Methods) > 0 {
+			r.Paths = append(r.Paths, p.text)
+		}
+	}
+}
+
+// count counts the patterns that were used once and twice.
+func (e *Estimate) count(rules []Rule) {
+	for i := range rules {
+		for _, one := range rules[i].patterns {
+			switch one.count {
+			case 1:
+				e.Once++
+			case 2:
+				e.Twice++
+			}
+		}
+	}
 }
 
 func compareBool(a, b bool) int {
@@ -148,9 +218,6 @@ func newRule(key groupKey, g *group, w *walker) Rule {
 	}
 	if key.slash {
 		r.EncodedSlash = "allow"
-	}
-	for _, p := range r.patterns {
-		r.Paths = append(r.Paths, p.text)
 	}
 	return r
 }

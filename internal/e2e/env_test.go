@@ -16,6 +16,7 @@ import (
 
 	"github.com/chaperone-proxy/chaperone/internal/testenv"
 	"github.com/chaperone-proxy/chaperone/internal/testenv/scenario"
+	"github.com/chaperone-proxy/chaperone/internal/testenv/selfreplay"
 )
 
 // originHost is the one name that plugins are granted.
@@ -71,6 +72,7 @@ spec:
     methods: [GET, POST]
     paths: ["/open/**"]
 `, time.Now().Add(90*24*time.Hour).UTC().Format(time.RFC3339), originHost, e.origins.securePort, e.origins.plainPort))
+	selfreplay.AtEnd(t, e.file("sidecar.yaml"))
 	e.env = []string{
 		"CHAPERONE_REGISTRY=" + e.file("registry"), // not the host's
 		"HOME=/root", "USER=root", "LOGNAME=root", "TMPDIR=" + os.TempDir(), // a login's

@@ -186,7 +186,7 @@ type counts struct {
 }
 
 func countsOf(r replay.Result) counts {
-	return counts{replay.Total(r.Breaks), replay.Total(r.Widens), replay.Total(r.Changed), r.Unchanged, r.OtherReason, r.NotReplayable}
+	return counts{replay.Total(r.Breaks), replay.Total(r.Widens), replay.Total(r.Changed), r.Unchanged, replay.Total(r.OtherReason), r.NotReplayable}
 }
 
 // expected compares the decisions of two policies themselves.

@@ -20,9 +20,9 @@ type Result struct {
 	Breaks  []Change `json:"breaks"`
 	Widens  []Change `json:"widens"`
 	Changed []Change `json:"changed"`
-	// OtherReason is how many of the unchanged would be refused for another reason or by
+	// OtherReason are those of the unchanged that would be refused for another reason or by
 	// another rule.
-	OtherReason int `json:"otherReason"`
+	OtherReason []Change `json:"otherReason"`
 	// NotReplayable has the number of accesses that could not be decided again, by reason.
 	NotReplayable map[string]int `json:"notReplayable"`
 	Partial       bool           `json:"partial,omitempty"` // the log was not read to its end
@@ -64,6 +64,7 @@ const (
 	breaks class = iota
 	widens
 	changed
+	otherReason
 )
 
 // changeKey is what the accesses of a change have in common.
@@ -96,8 +97,7 @@ func (r *Replayer) compare(a *accesslog.Access, old, now answer) {
 		return
 	case !old.allowed:
 		r.result.Unchanged++
-		r.result.OtherReason++
-		return
+		c = otherReason
 	default:
 		c = changed
 	}
@@ -135,12 +135,12 @@ func later(a, b time.Time) time.Time {
 // Result returns what was taken so far.
 func (r *Replayer) Result() Result {
 	out := r.result
-	out.Breaks, out.Widens, out.Changed = []Change{}, []Change{}, []Change{}
+	out.Breaks, out.Widens, out.Changed, out.OtherReason = []Change{}, []Change{}, []Change{}, []Change{}
 	for key, c := range r.changes {
-		list := [...]*[]Change{&out.Breaks, &out.Widens, &out.Changed}[key.class]
+		list := [...]*[]Change{&out.Breaks, &out.Widens, &out.Changed, &out.OtherReason}[key.class]
 		*list = append(*list, *c)
 	}
-	for _, list := range [][]Change{out.Breaks, out.Widens, out.Changed} {
+	for _, list := range [][]Change{out.Breaks, out.Widens, out.Changed, out.OtherReason} {
 		slices.SortFunc(list, func(a, b Change) int {
 			return cmp.Or(cmp.Compare(b.Count, a.Count), a.First.Compare(b.First), cmp.Compare(a.Sample.File, b.Sample.File), cmp.Compare(a.Sample.Line, b.Sample.Line))
 		})

@@ -23,6 +23,7 @@ import (
 
 	"github.com/chaperone-proxy/chaperone/internal/testenv"
 	"github.com/chaperone-proxy/chaperone/internal/testenv/scenario"
+	"github.com/chaperone-proxy/chaperone/internal/testenv/selfreplay"
 )
 
 // credentialKind is one way to inject a credential. Its host is NAME.good.example.
@@ -371,6 +372,7 @@ func (e *env) open(t *testing.T, door string) *harness {
 	t.Helper()
 	h := &harness{env: e, t: t, stderr: new(scenario.Buffer), repeats: map[string]int{}, waiting: map[string]chan attemptResult{}, results: map[string]attemptResult{}}
 	h.scenario = &scenario.Env{T: t, Dir: t.TempDir(), Vault: e.scenario.Vault, API: e.scenario.API}
+	selfreplay.AtEnd(t, h.scenario.File("sidecar.yaml"))
 	testenv.Must(t, os.Chmod(filepath.Dir(h.scenario.Dir), 0o755))
 	for _, file := range []string{"role-id", "secret-id"} {
 		h.scenario.Write(file, e.scenario.Read(file))

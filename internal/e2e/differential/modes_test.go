@@ -20,6 +20,7 @@ import (
 
 	"github.com/chaperone-proxy/chaperone/internal/testenv"
 	"github.com/chaperone-proxy/chaperone/internal/testenv/scenario"
+	"github.com/chaperone-proxy/chaperone/internal/testenv/selfreplay"
 )
 
 // atOnce is how many clients run at a time: most wait.
@@ -207,6 +208,7 @@ spec:
   drain: 2s
 %[2]s  dns: {hosts: {%[3]s}}
 `, name, more, strings.TrimSuffix(l.names("%[1]s: [%[2]s], "), ", ")))
+	selfreplay.AtEnd(l.t, l.file(name+".yaml"))
 	return l.file(name + ".yaml")
 }
 

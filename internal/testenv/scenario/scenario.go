@@ -21,6 +21,7 @@ import (
 
 	"github.com/chaperone-proxy/chaperone/internal/admin"
 	"github.com/chaperone-proxy/chaperone/internal/testenv"
+	"github.com/chaperone-proxy/chaperone/internal/testenv/selfreplay"
 )
 
 // Host is the name that the API has for plugins.
@@ -62,6 +63,7 @@ spec:
   vault: {address: %s, auth: {method: approle, roleIDFile: role-id, secretIDFile: secret-id}}
 `, kernel, Host, e.Vault.Address))
 	e.Grant(time.Now().Add(time.Hour), extra)
+	selfreplay.AtEnd(t, e.File("sidecar.yaml"))
 	return e
 }
 
@@ -75,6 +77,7 @@ func (e *Env) Another(t *testing.T, extra string) *Env {
 		o.Write(name, e.Read(name))
 	}
 	o.Grant(time.Now().Add(time.Hour), extra)
+	selfreplay.AtEnd(t, o.File("sidecar.yaml"))
 	return o
 }
 

@@ -119,6 +119,31 @@ func TestMutateEachChange(t *testing.T) {
 	}
 }
 
+// TestMutateOneRule: a policy of one rule has none without it.
+func TestMutateOneRule(t *testing.T) {
+	one := grantFile[:strings.Index(grantFile, "  - {id: db")] + grantFile[strings.Index(grantFile, "  credentials:"):]
+	dir := write(t, map[string]string{"g.yaml": one, "t.yaml": testFile("grants: [g.yaml]", `{deny: GET https://elsewhere.example/}`)})
+	got := Mutate(context.Background(), load(t, filepath.Join(dir, "t.yaml")), nil)
+	if i := slices.IndexFunc(got.Survived, func(s Survivor) bool { return s.Change == "g/read: removed" }); i < 0 || got.Survived[i].Expectation == "" {
+		t.Errorf("Mutate = %+v, want an expectation for the rule that is removed", got)
+	}
+}
+
+// TestMutateShadowed: the rule by itself decides a request differently, and the policy
+// does not, as another rule wins it. The change is equivalent.
+func TestMutateShadowed(t *testing.T) {
+	dir := write(t, map[string]string{"g.yaml": richGrant, "t.yaml": testFile("grants: [g.yaml]", `{deny: GET https://elsewhere.example/}`)})
+	s := load(t, filepath.Join(dir, "t.yaml"))[0]
+	for _, m := range s.mutants() {
+		if m.change != "g/sni: removed" && m.change != "g/same: removed" {
+			continue
+		}
+		if v, survivor := s.judge(context.Background(), m); v != equivalent {
+			t.Errorf("%s is judged %d with %+v, want %d", m.change, v, survivor, equivalent)
+		}
+	}
+}
+
 // TestMutateInTime: changes that are not decided in time are counted as such.
 func TestMutateInTime(t *testing.T) {
 	dir := write(t, map[string]string{"g.yaml": grantFile, "t.yaml": testFile("grants: [g.yaml]", `{deny: GET https://elsewhere.example/}`)})

@@ -15,6 +15,7 @@ import (
 	"github.com/chaperone-proxy/chaperone/authz"
 	"github.com/chaperone-proxy/chaperone/internal/atomicfile"
 	"github.com/chaperone-proxy/chaperone/internal/phrase"
+	"github.com/chaperone-proxy/chaperone/internal/terminal"
 	"github.com/chaperone-proxy/chaperone/policy"
 	"github.com/chaperone-proxy/chaperone/policy/accesslog"
 	"github.com/chaperone-proxy/chaperone/policy/learn"
@@ -28,6 +29,7 @@ type policyLearn struct {
 	name     string
 	out      string
 	force    bool
+	format   string
 	lifetime authz.Duration
 }
 
@@ -70,7 +72,7 @@ func (f *logFlags) options(plugin string, now time.Time, paths []string) (access
 }
 
 func (c *cli) policyLearnCommand() *cobra.Command {
-	l := policyLearn{cli: c, lifetime: authz.Duration(90 * 24 * time.Hour)}
+	l := policyLearn{cli: c, format: formatYAML, lifetime: authz.Duration(90 * 24 * time.Hour)}
 	cmd := withLog(c.withConfig(c.withPolicy(&cobra.Command{
 		Use: "learn [LOG...]", Short: "Propose the smallest grant for what was recorded",
 		Long: "Propose the smallest grant for the accesses that logs record, on standard output. LOG is a file or a\n" +
@@ -81,6 +83,7 @@ func (c *cli) policyLearnCommand() *cobra.Command {
 		RunE: func(cmd *cobra.Command, args []string) error { return l.run(cmd.Context(), args) },
 	}, &l.flags)), &l.logs)
 	cmd.Flags().StringVarP(&l.out, "out", "o", "", "write to this `FILE`, which must not exist")
+	cmd.Flags().Var(oneOf(&l.format, formatYAML, formatJSON), "output", "`FORMAT`: yaml (the grant), or json (with the evidence)")
 	cmd.Flags().BoolVar(&l.force, "force", false, "replace the file of --out")
 	cmd.Flags().StringVar(&l.name, "name", "", "the grant's `NAME` (default PLUGIN-learned)")
 	cmd.Flags().Var(&durationFlag{&l.lifetime}, "lifetime", "how long the grant is valid: a `DURATION`")
@@ -128,7 +131,7 @@ func (l *policyLearn) run(ctx context.Context, args []string) error {
 	if present != nil && o.StateDir == "" && len(args) == 1 && present.Sidecar != nil && args[0] == present.Sidecar.Audit.File {
 		o.StateDir = present.Sidecar.StateDir
 	}
-	learner, found, err := learn.Read(ctx, learn.Source{Log: o, Present: present, Now: now})
+	learner, found, err := learn.Read(ctx, learn.Source{Log: o, Present: present, Now: now, Progress: l.recordProgress()})
 	if err != nil {
 		return err
 	}
@@ -143,6 +146,22 @@ func (l *policyLearn) run(ctx context.Context, args []string) error {
 		return usageError("%q and %q name a grant and a plugin: lower-case letters and digits, with dashes between them", terms.Name, terms.Plugin)
 	}
 	return l.write(ctx, learner.Propose(terms), found, present, now)
+}
+
+// recordProgress returns a function that prints how many records were read, to a terminal
+// and from time to time.
+func (c *cli) recordProgress() func(records uint64) {
+	file, ok := c.stderr.Destination().(*os.File)
+	if !ok || !terminal.Is(file) {
+		return nil
+	}
+	next := time.Now().Add(progressEvery)
+	return func(records uint64) {
+		if now := time.Now(); now.After(next) {
+			next = now.Add(progressEvery)
+			say(c.stderr, "%d records read", records)
+		}
+	}
 }
 
 // present returns the policy of --config, nil without it.
@@ -189,6 +208,13 @@ func (l *policyLearn) write(ctx context.Context, p *learn.Proposal, found *learn
 			return err
 		}
 		notes = append(notes, more...)
+	}
+	if l.format == formatJSON {
+		if l.out != "" {
+			return usageError("learn: --out writes the grant, and --output json prints the evidence; say one")
+		}
+		l.output = formatJSON
+		return l.print(p.Report(notes), nil)
 	}
 	var text bytes.Buffer
 	if err := p.YAML(&text, notes...); err != nil {

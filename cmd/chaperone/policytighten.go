@@ -39,15 +39,13 @@ func (c *cli) policyTightenCommand() *cobra.Command {
 }
 
 func (t *policyTighten) run(ctx context.Context, args []string) error {
-	ctx, cancel := context.WithTimeout(ctx, t.flags.budget)
-	defer cancel()
 	o, report, err := t.read(ctx, args)
 	if err != nil {
 		return err
 	}
 	result, err := tighten.Plan(ctx, tighten.Options{
 		Paths: []string{t.config}, Load: policy.Options{Plugin: t.flags.plugin, Recursive: t.flags.recursive},
-		Report: report, Log: o.Log, Now: o.Now, Grace: time.Duration(t.grace),
+		Report: report, Log: o.Log, Now: o.Now, Grace: time.Duration(t.grace), Budget: t.flags.budget,
 	})
 	if err != nil {
 		return err

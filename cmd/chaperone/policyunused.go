@@ -56,7 +56,7 @@ func (u *policyUnused) run(ctx context.Context, args []string) error {
 // read reads the configurations and the logs.
 func (u *policyUnused) read(ctx context.Context, args []string) (usage.Options, *usage.Report, error) {
 	now := u.flags.at.orNow()
-	o := usage.Options{Now: now, After: time.Duration(u.after)}
+	o := usage.Options{Now: now, After: time.Duration(u.after), Progress: u.recordProgress()}
 	if u.config == "" {
 		return o, nil, usageError("policy: --config is missing; name a Sidecar, a grant's file, or a folder")
 	}

@@ -25,7 +25,12 @@ type Source struct {
 	// Present is the policy in force, nil without one. Accesses that it grants are left out.
 	Present *policy.Subject
 	Now     time.Time // at which Present decides
+	// Progress is called now and then with the number of records that were read; nil: not called.
+	Progress func(records uint64)
 }
+
+// progressEvery is after how many accesses Progress is called.
+const progressEvery = 4096
 
 // Found is what was read, beside the Learner.
 type Found struct {
@@ -123,6 +128,15 @@ type reading struct {
 	at      int // the window that was looked at last
 	tainted map[string]bool
 	learned uint64
+	records uint64 // of the readings before this one
+	n       uint64
+}
+
+// step reports progress.
+func (r *reading) step(log *accesslog.Reader) {
+	if r.n++; r.n%progressEvery == 0 && r.source.Progress != nil {
+		r.source.Progress(r.records + log.Records())
+	}
 }
 
 // maxTainted bounds the hosts of refusals that are kept.
@@ -161,6 +175,7 @@ func (r *reading) suspicions(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
+		r.step(log)
 		switch {
 		case plugin == "":
 			plugin = strings.Clone(a.Plugin)
@@ -179,6 +194,7 @@ func (r *reading) suspicions(ctx context.Context) error {
 		}
 	}
 	r.found.Hosts = slices.Sorted(maps.Keys(r.tainted))
+	r.records = log.Records()
 	r.found.Plugin, r.found.Windows, r.found.Notes = plugin, join(windows), log.Notes()
 	return nil
 }
@@ -229,6 +245,7 @@ func (r *reading) accesses(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
+		r.step(log)
 		r.take(a)
 	}
 	return nil

@@ -5,7 +5,8 @@
 // is proved unused. A rule that is proved unused is not removed at once: it gets a notAfter
 // some days ahead. Until then it grants what it did, and check, doctor and the metrics warn
 // of its end; a use in between shows in the log, and the rule is not proved unused any more.
-// Once it has ended, the next run removes its text.
+// Once it has ended and
+// has no use in the log, the next run removes its text.
 //
 // Files are edited by byte ranges at the positions that the loader reports, so that comments,
 // order and every other byte stay. The edited files are then loaded, and an edit counts only

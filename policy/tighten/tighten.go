@@ -31,6 +31,7 @@ type Options struct {
 	Log    accesslog.Options
 	Now    time.Time
 	Grace  time.Duration // 0 is the constant Grace
+	Budget time.Duration // of all proofs together; 0 for as long as they take
 }
 
 // Change is one change of a rule.
@@ -87,16 +88,22 @@ func Plan(ctx context.Context, o Options) (*Result, error) {
 	if err != nil {
 		return nil, err
 	}
+	proofs := ctx
+	if o.Budget > 0 {
+		var cancel context.CancelFunc
+		proofs, cancel = context.WithTimeout(ctx, o.Budget)
+		defer cancel()
+	}
 	p := &planner{options: o, before: before, data: map[string][]byte{}, names: map[string]string{}}
 	out := &Result{}
 	all := p.candidates()
 	if len(all) == 0 {
 		return out, nil
 	}
-	after, files, err := p.check(ctx, all)
+	after, files, err := p.check(proofs, all)
 	if err == nil {
 		out.Changes = all
-	} else if after, files, err = p.oneByOne(ctx, all, out); err != nil {
+	} else if after, files, err = p.oneByOne(proofs, all, out); err != nil {
 		return nil, err
 	}
 	if len(out.Changes) == 0 {
@@ -118,8 +125,9 @@ type planner struct {
 	names   map[string]string // by real path
 }
 
-// votes count in how many policies a rule or a value stands, and in how many it is unused.
-type votes struct{ all, unused int }
+// votes count in how many policies a rule or a value stands, and in how many it is proved
+// unused and is used.
+type votes struct{ all, unused, used int }
 
 func key(at policy.Position, field usage.Field, index int) string {
 	return at.String() + " " + string(field) + " " + strconv.Itoa(index)
@@ -135,8 +143,12 @@ func (p *planner) candidates() []Change {
 			ballot[k] = v
 		}
 		v.all++
-		if verdict == usage.Unused {
+		switch verdict {
+		case usage.Unused:
 			v.unused++
+		case usage.Used:
+			v.used++
+		case usage.NotProved:
 		}
 	}
 	p.rules(func(r *usage.Rule, _ *authz.Rule, _ time.Time) {
@@ -154,12 +166,16 @@ func (p *planner) candidates() []Change {
 		}
 		done[r.Position.String()] = true
 		c := Change{Grant: r.Grant, Rule: r.ID, Position: r.Position}
-		if unused(key(r.Position, "", 0)) {
-			until := p.options.Now.Add(p.options.Grace).UTC().Truncate(24 * time.Hour).Add(24 * time.Hour)
-			switch {
-			case !spec.NotAfter.IsZero() && !p.options.Now.Before(spec.NotAfter):
+		rule := key(r.Position, "", 0)
+		if !spec.NotAfter.IsZero() && !p.options.Now.Before(spec.NotAfter) {
+			if ballot[rule].used == 0 { // it grants nothing any more, which needs no proof
 				out = append(out, c)
-			case end.After(until):
+			}
+			return
+		}
+		if unused(rule) {
+			until := p.options.Now.Add(p.options.Grace).UTC().Truncate(24 * time.Hour).Add(24 * time.Hour)
+			if end.After(until) {
 				c.Until = until
 				out = append(out, c)
 			}
@@ -226,7 +242,7 @@ func (p *planner) oneByOne(ctx context.Context, all []Change, out *Result) (afte
 		next, edited, err := p.check(ctx, append(slices.Clone(out.Changes), c))
 		switch {
 		case ctx.Err() != nil:
-			return nil, nil, ctx.Err()
+			return nil, nil, fmt.Errorf("undecided: the edits were not proved narrower in the time given: %w", ctx.Err())
 		case err != nil:
 			out.Left = append(out.Left, c.String()+": "+err.Error())
 		default:

@@ -51,7 +51,7 @@ func write(t *testing.T, grant string, urls ...string) (file, log string) {
 	if err := os.WriteFile(file, []byte(grant), 0o640); err != nil {
 		t.Fatal(err)
 	}
-	sum := sha256.Sum256([]byte(grant))
+	sum := sha256.Sum256([]byte(strings.TrimSuffix(grant, edited)))
 	now := noon.Add(-365 * day)
 	state := filepath.Join(dir, "state")
 	if err := os.Mkdir(state, 0o700); err != nil {
@@ -121,6 +121,9 @@ func diffOf(r *tighten.Result) string {
 	return strings.Join(out, "\n")
 }
 
+// edited ends a grant that was never in force as it is.
+const edited = "# edited\n"
+
 const idle = "  - {id: idle, reason: a test, to: {hosts: [idle.example]}, methods: [GET], paths: [/]}\n"
 
 func TestPlan(t *testing.T) {
@@ -152,6 +155,11 @@ func TestPlan(t *testing.T) {
 			head[:strings.Index(head, "    upgrades")] + strings.Replace(idle, "reason", "notAfter: 2026-11-10T00:00:00Z, reason", 1),
 			[]string{used, "https://other.example/never", "https://x.tiles.example/v1/b"},
 			"-    - HEAD # for caches\n-  - {id: idle, notAfter: 2026-11-10T00:00:00Z, reason: a test, to: {hosts: [idle.example]}, methods: [GET], paths: [/]}", "",
+		},
+		"an unproved rule that has ended": {
+			head[:strings.Index(head, "    upgrades")] + strings.Replace(idle, "reason", "notAfter: 2026-11-10T00:00:00Z, reason", 1) + edited,
+			[]string{used},
+			"-  - {id: idle, notAfter: 2026-11-10T00:00:00Z, reason: a test, to: {hosts: [idle.example]}, methods: [GET], paths: [/]}", "",
 		},
 		// The unused rule takes its host from the other one, under which requests carry a credential.
 		"a rule that shadows another": {

@@ -33,7 +33,12 @@ type Options struct {
 	Now      time.Time
 	// After is how long a rule has to be unused; 0 is Period.
 	After time.Duration
+	// Progress is called now and then with the number of records that were read; nil: not called.
+	Progress func(records uint64)
 }
+
+// progressEvery is after how many accesses Progress is called.
+const progressEvery = 4096
 
 // Report is the use of the rules of several plugins.
 type Report struct {
@@ -148,9 +153,13 @@ func Read(ctx context.Context, o Options) (*Report, error) {
 	if err != nil {
 		return nil, err
 	}
+	n := 0
 	for a, err := range reader.Accesses(ctx) {
 		if err != nil {
 			return nil, err
+		}
+		if n++; n%progressEvery == 0 && o.Progress != nil {
+			o.Progress(reader.Records())
 		}
 		r.take(a)
 	}

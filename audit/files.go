@@ -15,6 +15,7 @@ import (
 	"syscall"
 
 	"github.com/chaperone-proxy/chaperone/authz"
+	"github.com/chaperone-proxy/chaperone/internal/decompress"
 )
 
 // nextSuffix names the file that becomes the log at a rotation.
@@ -35,6 +36,14 @@ func rotatedName(file string, first uint64) string {
 // listFiles returns the rotated files of a log in order, and last the current
 // one, if it is there.
 func listFiles(file string) ([]logFile, error) {
+	return listFilesAs(file, func(name string) string { return name })
+}
+
+// listAll is listFiles with rotated files that somebody has compressed.
+func listAll(file string) ([]logFile, error) { return listFilesAs(file, decompress.TrimName) }
+
+// listFilesAs lists the files whose names are those of a log's files for named.
+func listFilesAs(file string, named func(name string) string) ([]logFile, error) {
 	entries, err := os.ReadDir(filepath.Dir(file))
 	if err != nil {
 		return nil, fmt.Errorf("list audit files: %w", err)
@@ -42,17 +51,17 @@ func listFiles(file string) ([]logFile, error) {
 	var files []logFile
 	current := false
 	for _, entry := range entries {
-		suffix, ok := strings.CutPrefix(entry.Name(), filepath.Base(file))
-		if !ok || entry.IsDir() {
+		if entry.Name() == filepath.Base(file) && !entry.IsDir() {
+			current = true
 			continue
 		}
-		if suffix == "" {
-			current = true
+		suffix, ok := strings.CutPrefix(named(entry.Name()), filepath.Base(file))
+		if !ok || entry.IsDir() {
 			continue
 		}
 		first, err := strconv.ParseUint(strings.TrimPrefix(suffix, "."), 10, 64)
 		if err == nil && first > 0 && file+suffix == rotatedName(file, first) {
-			files = append(files, logFile{path: file + suffix, first: first})
+			files = append(files, logFile{path: filepath.Join(filepath.Dir(file), entry.Name()), first: first})
 		}
 	}
 	slices.SortFunc(files, func(a, b logFile) int { return cmp.Compare(a.first, b.first) })

@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/chaperone-proxy/chaperone/authz"
+	"github.com/chaperone-proxy/chaperone/internal/decompress"
 )
 
 // VerifyConfig is the log to verify.
@@ -92,7 +93,7 @@ func (r Report) Proves() string {
 }
 
 // Verify walks a log from its oldest file to its end, then the second log, and
-// reports the first fault. The log may be in use. An error means that it could not
+// reports the first fault. Rotated files may have been compressed by gzip or zstd. The log may be in use. An error means that it could not
 // be read, not that its contents are wrong.
 func Verify(cfg VerifyConfig) (Report, error) {
 	first, err := newVerifier(cfg.File, cfg.StateDir, false)
@@ -211,7 +212,7 @@ const maxMoves = 100
 // because the log may be rotated during the walk.
 func (v *verifier) walk() error {
 	for moves := 0; moves < maxMoves; {
-		files, err := listFiles(v.file)
+		files, err := listAll(v.file)
 		if err != nil {
 			return err
 		}
@@ -248,7 +249,11 @@ func (v *verifier) walkFile(f logFile) (again bool, err error) {
 	}
 	v.path = f.path
 	v.report.Files = append(v.report.Files, f.path)
-	v.lines.reset(file)
+	content, err := decompress.Reader(io.NewSectionReader(file, 0, 1<<62))
+	if err != nil {
+		return false, fmt.Errorf("decompress %s: %w", f.path, err)
+	}
+	v.lines.reset(content)
 	for {
 		line, err := v.lines.next()
 		if errors.Is(err, io.EOF) {

@@ -144,11 +144,18 @@ func TestReadCompressed(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	all, err := read(t, accesslog.Options{Paths: []string{file}, Unverified: true})
+	all, err := read(t, accesslog.Options{Paths: []string{file}})
 	if err != nil {
 		t.Fatal(err)
 	}
 	checkAll(t, all, n)
+	compressed, _ := filepath.Glob(file + ".0*")
+	if err := os.Remove(compressed[1]); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := read(t, accesslog.Options{Paths: []string{file}}); err == nil || !strings.Contains(err.Error(), "are missing before it") {
+		t.Errorf("without a file: got %v, want that records are missing", err)
+	}
 }
 
 func TestReadStdin(t *testing.T) {

@@ -1,9 +1,7 @@
 package accesslog
 
 import (
-	"bytes"
 	"cmp"
-	"compress/gzip"
 	"errors"
 	"fmt"
 	"io"
@@ -15,7 +13,7 @@ import (
 	"strings"
 	"syscall"
 
-	"github.com/klauspost/compress/zstd"
+	"github.com/chaperone-proxy/chaperone/internal/decompress"
 )
 
 // stdin is the name of the log on standard input.
@@ -45,7 +43,7 @@ type fileName struct {
 const rotatedDigits = 12
 
 func parseName(base string) fileName {
-	base = strings.TrimSuffix(strings.TrimSuffix(base, ".gz"), ".zst")
+	base = decompress.TrimName(base)
 	var name fileName
 	if rest, number, ok := cutLast(base, "."); ok && len(number) >= rotatedDigits {
 		if first, err := strconv.ParseUint(number, 10, 64); err == nil && first > 0 {
@@ -181,10 +179,6 @@ func (f *finder) log(name string) *logFiles {
 	return l
 }
 
-// maxWindow bounds the memory of a compressed file. It is above what zstd uses unless
-// asked for --long.
-const maxWindow = 32 << 20
-
 // openLog opens a file of a log and decompresses it if its content is compressed.
 func openLog(path string, in io.Reader) (io.ReadCloser, error) {
 	closer := io.NopCloser(nil)
@@ -202,7 +196,7 @@ func openLog(path string, in io.Reader) (io.ReadCloser, error) {
 		}
 		in, closer = file, file
 	}
-	out, err := decompress(in)
+	out, err := decompress.Reader(in)
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("%s: %w", path, err), closer.Close())
 	}
@@ -210,25 +204,4 @@ func openLog(path string, in io.Reader) (io.ReadCloser, error) {
 		io.Reader
 		io.Closer
 	}{out, closer}, nil
-}
-
-func decompress(in io.Reader) (io.Reader, error) {
-	magic := make([]byte, 4)
-	n, err := io.ReadFull(in, magic)
-	if err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
-		return nil, err
-	}
-	magic = magic[:n]
-	reader := io.MultiReader(bytes.NewReader(magic), in)
-	switch {
-	case len(magic) >= 2 && string(magic[:2]) == "\x1f\x8b":
-		return gzip.NewReader(reader)
-	case string(magic) == "\x28\xb5\x2f\xfd":
-		decoder, err := zstd.NewReader(reader, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(maxWindow))
-		if err != nil {
-			return nil, err
-		}
-		return decoder, nil
-	}
-	return reader, nil
 }

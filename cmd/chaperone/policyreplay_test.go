@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"net/netip"
 	"os"
 	"slices"
@@ -24,24 +25,41 @@ func recordLog(ts *testscript.TestScript, neg bool, args []string) {
 		ts.Fatalf("usage: recordlog STATEDIR CONFIG full|masked ACCESSES")
 	}
 	now := time.Date(2026, 12, 1, 12, 0, 0, 0, time.UTC)
-	subjects, err := policy.Load(now, policy.Options{}, ts.MkAbs(args[1]))
-	ts.Check(err)
-	ts.Check(os.MkdirAll(ts.MkAbs(args[0]), 0o700))
+	accesses := strings.Split(strings.TrimSpace(ts.ReadFile(args[3])), "\n")
+	ts.Check(recordedLog(ts.MkAbs(args[0]), ts.MkAbs(args[1]), args[2] == "full", now, accesses))
+}
+
+// recordedLog writes the audit log of the sidecar of a configuration that decides
+// accesses, one a second from now on.
+func recordedLog(stateDir, config string, full bool, now time.Time, accesses []string) error {
+	subjects, err := policy.Load(now, policy.Options{}, config)
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(stateDir, 0o700); err != nil {
+		return err
+	}
 	log, err := audit.Open(audit.Config{
-		StateDir: ts.MkAbs(args[0]), FullPaths: func() bool { return args[2] == "full" }, Now: func() time.Time { return now },
+		StateDir: stateDir, FullPaths: func() bool { return full }, Now: func() time.Time { return now },
 	})
-	ts.Check(err)
+	if err != nil {
+		return err
+	}
 	engine := &authz.Engine{}
 	engine.Install(subjects[0].Policy)
 	gate, err := authz.NewGate(authz.GateConfig{
 		Engine: engine, Ledger: authz.NewLedger(), Recorder: log, Credentials: anyCredential{}, Now: func() time.Time { return now },
 	})
-	ts.Check(err)
-	for _, line := range strings.Split(strings.TrimSpace(ts.ReadFile(args[3])), "\n") {
-		ts.Check(recordAccess(gate, subjects[0].Plugin, strings.Fields(line)))
+	if err != nil {
+		return errors.Join(err, log.Close())
+	}
+	for _, line := range accesses {
+		if err := recordAccess(gate, subjects[0].Plugin, strings.Fields(line)); err != nil {
+			return errors.Join(err, log.Close())
+		}
 		now = now.Add(time.Second)
 	}
-	ts.Check(log.Close())
+	return log.Close()
 }
 
 // anyCredential leases an API key to everyone.

@@ -119,6 +119,38 @@ func TestMutateEachChange(t *testing.T) {
 	}
 }
 
+// TestMutateSuites: a change survives only if no suite notices it, whatever the others are
+// unable to tell.
+func TestMutateSuites(t *testing.T) {
+	dir := write(t, map[string]string{
+		"g.yaml": grantFile, "company.yaml": strings.Replace(richGuardrail, "ceilings: {wildcardHosts: single}", "ceilings: {methods: [GET, HEAD]}", 1),
+		"weak.yaml":    testFile("grants: [g.yaml]", `{deny: GET https://elsewhere.example/}`),
+		"strict.yaml":  testFile("grants: [g.yaml]", `{deny: POST https://api.example/v1/a}`),
+		"ceiling.yaml": testFile("grants: [g.yaml]\n  guardrails: [company.yaml]", `{deny: GET https://elsewhere.example/}`),
+	})
+	for _, test := range []struct {
+		files    []string
+		survives bool
+	}{
+		{[]string{"weak.yaml"}, true},
+		{[]string{"ceiling.yaml"}, false},
+		{[]string{"weak.yaml", "ceiling.yaml"}, true},
+		{[]string{"ceiling.yaml", "weak.yaml"}, true},
+		{[]string{"weak.yaml", "strict.yaml"}, false},
+		{[]string{"strict.yaml", "weak.yaml"}, false},
+	} {
+		var suites []*Suite
+		for _, file := range test.files {
+			suites = append(suites, load(t, filepath.Join(dir, file))...)
+		}
+		got := Mutate(context.Background(), suites, nil)
+		survives := slices.ContainsFunc(got.Survived, func(s Survivor) bool { return s.Change == `g/read: methods "*"` })
+		if survives != test.survives {
+			t.Errorf("the methods of g/read in %q survive: %t, want %t", test.files, survives, test.survives)
+		}
+	}
+}
+
 // TestMutateOneRule: a policy of one rule has none without it.
 func TestMutateOneRule(t *testing.T) {
 	one := grantFile[:strings.Index(grantFile, "  - {id: db")] + grantFile[strings.Index(grantFile, "  credentials:"):]
@@ -193,6 +225,23 @@ func TestCover(t *testing.T) {
 	}
 	if r := got.Result(90); r.Status != Fail || got.Result(80).Status != Pass {
 		t.Errorf("the result at 90%% is %+v, want a failure; at 80%% %s", r, got.Result(80).Status)
+	}
+}
+
+// TestCoverMostSpecific: of several patterns that match, the most specific one is used.
+func TestCoverMostSpecific(t *testing.T) {
+	text := strings.Replace(strings.Replace(grantFile, "hosts: [live.example]", "hosts: [\"**.example\", \"*.live.example\", a.live.example]", 1), `paths: ["/**"]`, `paths: ["/**", "/a/*", /a/b]`, 1)
+	dir := write(t, map[string]string{"g.yaml": text, "t.yaml": testFile("grants: [g.yaml]", `{allow: GET https://a.live.example/a/b}`, `{allow: GET https://b.live.example/a/c}`)})
+	var missing []string
+	for _, r := range Cover(load(t, filepath.Join(dir, "t.yaml"))).Uncovered {
+		for _, p := range r.Parts {
+			if r.Rule == "g/live" {
+				missing = append(missing, p.Field+" "+p.Value)
+			}
+		}
+	}
+	if want := []string{"hosts **.example", "paths /**", "upgrades websocket"}; !slices.Equal(missing, want) {
+		t.Errorf("not covered are %q, want %q", missing, want)
 	}
 }
 

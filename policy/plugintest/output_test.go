@@ -106,6 +106,16 @@ func TestJUnit(t *testing.T) {
 	}
 }
 
+func TestTAPValue(t *testing.T) {
+	for text, want := range map[string]string{
+		"plain": `"plain"`, `{a: ""}`: `'{a: ""}'`, "it's \"so\"": `"it's \"so\""`, "\"a\"\nok 1 - forged": `"\"a\"\nok 1 - forged"`,
+	} {
+		if got := tapValue(text); got != want {
+			t.Errorf("tapValue(%q) = %s, want %s", text, got, want)
+		}
+	}
+}
+
 // TestNamesAreUnique: the same expectation twice in a test has two names.
 func TestNamesAreUnique(t *testing.T) {
 	dir := write(t, map[string]string{"g.yaml": grantFile, "t.yaml": testFile("grants: [g.yaml]", "{deny: GET https://x.example/}", "{deny: GET https://x.example/, reason: guardrail}")})

@@ -130,6 +130,28 @@ func TestUpdateJSON(t *testing.T) {
 	}
 }
 
+// TestCheck: an edited text that changes something else, or does not hold, is refused.
+func TestCheck(t *testing.T) {
+	text := testFile("grants: [g.yaml]", "{deny: GET https://api.example/v1/a}", "{deny: POST https://api.example/v1/a}")
+	dir := write(t, map[string]string{"g.yaml": grantFile, "t.yaml": text})
+	path := filepath.Join(dir, "t.yaml")
+	suites := load(t, path)
+	changed := map[*expectation]bool{suites[0].expectations[0]: true}
+	for edited, want := range map[string]string{
+		strings.Replace(text, "deny: GET", "allow: GET", 1): "",
+		text: "the edited expectation of line 7 does not hold",
+		strings.Replace(strings.Replace(text, "deny: GET", "allow: GET", 1), "POST", "PUT", 1):                                   "the edit would change line 8 too",
+		strings.Replace(text, "deny: GET https://api.example/v1/a", "allow: GET https://api.example/v1/b", 1):                    "the edited expectation of line 7 does not hold",
+		strings.Replace(strings.Replace(text, "deny: GET", "allow: GET", 1), "  - {deny: POST https://api.example/v1/a}", "", 1): "the edited text has other tests",
+		strings.Replace(text, "deny: GET", "deny GET", 1):                                                                        "the edited text is not valid",
+	} {
+		err := check(path, []byte(edited), suites, changed)
+		if want == "" && err != nil || want != "" && (err == nil || !strings.Contains(err.Error(), want)) {
+			t.Errorf("check = %v, want %q for\n%s", err, want, edited)
+		}
+	}
+}
+
 // TestUpdateWritesNothing: an update that is not sure of its files leaves all of them.
 func TestUpdateWritesNothing(t *testing.T) {
 	wrong := testFile("grants: [g.yaml]", "{deny: GET https://api.example/v1/a}")

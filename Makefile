@@ -32,10 +32,11 @@ test: ## every test with the race detector, against real components; prints skip
 	@tools/setup test
 	go test $$(tools/setup race) -shuffle=on -timeout 50m ./...
 
-test-long: ## slow tests: leftovers of 100 runs and 30 kills, floods of every kind, every pair of client and server; root
+test-long: ## slow tests: leftovers of 100 runs and 30 kills, floods of every kind, every pair of client and server, 100,000 pairs of policies; root
 	@tools/setup test
 	CHAPERONE_LONG=1 go test -count=1 -v -timeout 30m -run 'Leftovers|Floods' ./internal/e2e
 	CHAPERONE_LONG=1 go test -count=1 -v -timeout 60m -run Differential ./internal/e2e/differential
+	CHAPERONE_LONG=1 go test -count=1 -v -timeout 60m -run AgreesWithBruteForce ./policy/prove
 
 lint: ## golangci-lint, pinned
 	@tools/setup lint

@@ -79,7 +79,7 @@ func (t *policyTighten) explain(report *usage.Report, result *tighten.Result) {
 	}
 	for i := range report.Plugins {
 		p := &report.Plugins[i]
-		for _, line := range usageLines(&usage.Plugin{Rules: p.Rules}) {
+		for _, line := range unprovedLines(p) {
 			say(t.stderr, "%s", line)
 		}
 	}

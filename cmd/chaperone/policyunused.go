@@ -110,21 +110,37 @@ func unusedTable(w io.Writer, report *usage.Report) {
 	}
 }
 
-// usageLines returns what does not fit a table: limits, and why something is not proved.
+// usageLines returns what does not fit a table: paths, limits, and why something is not proved.
 func usageLines(p *usage.Plugin) []string {
 	var out []string
-	why := map[string][]string{}
 	limits := slices.Clone(p.Limits)
 	for j := range p.Rules {
 		r := &p.Rules[j]
 		limits = append(limits, r.Limits...)
-		if r.Why != "" {
-			why[r.Why] = append(why[r.Why], r.Name())
+		if len(r.UsedAs) == 0 {
+			continue
 		}
+		paths := r.UsedAs
+		if r.MoreUsedAs {
+			paths = append(slices.Clone(paths), "and more")
+		}
+		out = append(out, fmt.Sprintf("  paths used of %s: %s", r.Name(), phrase.OneLine(strings.Join(paths, ", "))))
 	}
 	for _, l := range limits {
 		out = append(out, fmt.Sprintf("  limit requests %s of %s: at most %d in a period (%.0f %%)", l.Limit, l.Name, l.Peak, 100*l.Ratio))
 	}
+	return append(out, unprovedLines(p)...)
+}
+
+// unprovedLines returns why rules are not proved unused, rules with the same reason together.
+func unprovedLines(p *usage.Plugin) []string {
+	why := map[string][]string{}
+	for j := range p.Rules {
+		if r := &p.Rules[j]; r.Why != "" {
+			why[r.Why] = append(why[r.Why], r.Name())
+		}
+	}
+	var out []string
 	for _, reason := range slices.Sorted(maps.Keys(why)) {
 		out = append(out, fmt.Sprintf("  not proved of %s: %s", strings.Join(why[reason], ", "), phrase.OneLine(reason)))
 	}

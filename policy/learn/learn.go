@@ -28,6 +28,7 @@ type Learner struct {
 	last     *group // of lastKey: accesses repeat
 	lastKey  groupKey
 	budget   budget
+	most     int // groups
 	calendar Calendar
 	peak     peak
 	left     Left
@@ -59,8 +60,11 @@ type Left struct {
 }
 
 // New returns a Learner.
-func New() *Learner {
-	return &Learner{groups: map[groupKey]*group{}, budget: budget{maxNodes}}
+func New() *Learner { return NewShare(1) }
+
+// NewShare returns a Learner that is one of n, which share the bounds of one.
+func NewShare(n int) *Learner {
+	return &Learner{groups: map[groupKey]*group{}, budget: budget{maxNodes / n}, most: max(1, maxGroups/n)}
 }
 
 // Add takes one access that was allowed or observed.
@@ -93,7 +97,7 @@ func (l *Learner) Add(a Access) {
 
 func (l *Learner) group(key groupKey) *group {
 	g := l.groups[key]
-	if g == nil && len(l.groups) < maxGroups {
+	if g == nil && len(l.groups) < l.most {
 		g = &group{}
 		key.host = strings.Clone(key.host)
 		key.action = authz.Action{Method: strings.Clone(key.action.Method), Upgrade: strings.Clone(key.action.Upgrade)}

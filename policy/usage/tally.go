@@ -1,6 +1,7 @@
 package usage
 
 import (
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -8,6 +9,7 @@ import (
 	"github.com/chaperone-proxy/chaperone/authz"
 	"github.com/chaperone-proxy/chaperone/policy"
 	"github.com/chaperone-proxy/chaperone/policy/accesslog"
+	"github.com/chaperone-proxy/chaperone/policy/learn"
 )
 
 // tally counts the uses of one plugin's policy.
@@ -17,6 +19,7 @@ type tally struct {
 	rules    []*ruleTally
 	byName   map[string]*ruleTally
 	grants   []*grantTally
+	wild     []*ruleTally // those with a wildcard in a path
 }
 
 // grantTally counts the accesses of the whole plugin for the limit of one grant.
@@ -36,6 +39,7 @@ type ruleTally struct {
 	unclear     bool // the host or the path of a use is not known, so that none is proved unused
 
 	hosts, paths *authz.Snapshot // that hold each host and each path as a rule of its own
+	learner      *learn.Learner  // of its accesses with readable paths; nil without a wildcard in a path
 }
 
 // valueTally counts the uses of one value.
@@ -71,10 +75,39 @@ func newTally(s *policy.Subject, now time.Time) (*tally, error) {
 				return nil, err
 			}
 			t.rules = append(t.rules, r)
+			if slices.ContainsFunc(r.spec.Paths, func(path string) bool { return strings.Contains(path, "*") }) {
+				t.wild = append(t.wild, r)
+			}
 			t.byName[g.Name+"/"+r.spec.ID] = r
 		}
 	}
+	for _, r := range t.wild {
+		r.learner = learn.NewShare(len(t.wild))
+	}
 	return t, nil
+}
+
+// maxUsedAs bounds how many paths are reported of a rule's use.
+const maxUsedAs = 20
+
+// usedAs returns the paths, as templates, by which the rule was used, and whether there are more.
+func (r *ruleTally) usedAs(plugin string, now time.Time) (paths []string, more bool) {
+	if r.learner == nil {
+		return nil, false
+	}
+	p := r.learner.Propose(learn.Terms{Plugin: plugin, Name: "used", NotAfter: now.Add(time.Hour), Now: now})
+	for i := range p.Rules {
+		for _, path := range p.Rules[i].Paths {
+			if !slices.Contains(paths, path) {
+				paths = append(paths, path)
+			}
+		}
+	}
+	slices.Sort(paths)
+	if len(paths) > maxUsedAs {
+		return paths[:maxUsedAs], true
+	}
+	return paths, p.Left.Bounded > 0
 }
 
 func newRuleTally(plugin string, g *authz.Grant, spec *authz.Rule, now time.Time) (*ruleTally, error) {
@@ -196,6 +229,9 @@ func (r *ruleTally) use(a *accesslog.Access, req authz.Request) {
 		r.last = a.Time
 	}
 	r.peak.add(a.Time)
+	if r.learner != nil && !a.Masked {
+		r.learner.Add(learn.Access{Request: req, Time: a.Time})
+	}
 	host, port := winner(r.hosts, req, a.Time)
 	path, _ := winner(r.paths, req, a.Time)
 	if host < 0 || path < 0 && r.paths != nil {

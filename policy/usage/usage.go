@@ -90,6 +90,10 @@ type Rule struct {
 	// Values are what the rule names, each with its use.
 	Values []Value `json:"values"`
 	Limits []Limit `json:"limits,omitempty"`
+	// UsedAs are the paths by which a rule with wildcards was used, with * for ids, as far as
+	// they were recorded in full; at most 20, and MoreUsedAs reports that there were others.
+	UsedAs     []string `json:"usedAs,omitempty"`
+	MoreUsedAs bool     `json:"moreUsedAs,omitempty"`
 
 	granted, used float64 // in weighted atoms
 }
@@ -287,6 +291,7 @@ func (r *reading) report(notes []string) (*Report, error) {
 				return nil, err
 			}
 			one := rule.report(proof)
+			one.UsedAs, one.MoreUsedAs = rule.usedAs(t.subject.Plugin, r.options.Now)
 			one.Position, _ = t.subject.Position(one.Grant, one.ID)
 			granted, used = granted+one.granted, used+one.used
 			p.Rules = append(p.Rules, one)

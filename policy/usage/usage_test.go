@@ -184,6 +184,9 @@ func TestRead(t *testing.T) {
 		if read.Uses != 3 || !read.First.Equal(noon.Add(-100*day)) || !read.Last.Equal(noon.Add(-50*day)) || read.Verdict != usage.Used {
 			t.Errorf("full %v: got %d uses from %v to %v, %s; want 3 from 100 days to 50 days ago, used", full, read.Uses, read.First, read.Last, read.Verdict)
 		}
+		if got := fmt.Sprint(read.UsedAs, read.MoreUsedAs); full && got != "[/v1/a /v1/b /v1/fixed] false" || !full && got != "[/v1/fixed] false" {
+			t.Errorf("full %v: got paths %s", full, got)
+		}
 		if idle := p.Rules[1]; idle.Verdict != usage.Unused || idle.Why != "" || idle.Position.Line != 14 {
 			t.Errorf("full %v: got %s %q at %v for a rule without a use, want unused at line 14", full, idle.Verdict, idle.Why, idle.Position)
 		}

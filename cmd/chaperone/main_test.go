@@ -19,6 +19,7 @@ func TestMain(m *testing.M) {
 	testscript.Main(cleaning{m}, map[string]func(){
 		podOrigin:     runPodOrigin,
 		refusesClone3: runWithoutClone3,
+		sealed:        runSealed,
 		"chaperone": func() {
 			os.Exit(execute(context.Background(), os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
 		},

@@ -9,6 +9,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -65,7 +66,7 @@ func (p *policyReplay) run(ctx context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
-	o, err := p.options(subjects, args, now)
+	o, err := p.options(ctx, subjects, args, now)
 	if err != nil {
 		return err
 	}
@@ -97,7 +98,7 @@ func (p *policyReplay) run(ctx context.Context, args []string) error {
 }
 
 // options returns what to read of which logs.
-func (p *policyReplay) options(subjects []policy.Subject, args []string, now time.Time) (accesslog.Options, error) {
+func (p *policyReplay) options(ctx context.Context, subjects []policy.Subject, args []string, now time.Time) (accesslog.Options, error) {
 	if len(args) == 0 {
 		if len(subjects) != 1 || subjects[0].Sidecar == nil {
 			return accesslog.Options{}, usageError("replay: %s does not name one log; name LOG", p.config)
@@ -108,7 +109,7 @@ func (p *policyReplay) options(subjects []policy.Subject, args []string, now tim
 	if err != nil {
 		return o, err
 	}
-	o.Stdin = p.stdin
+	o.Stdin = interruptible(ctx, p.stdin)
 	for _, s := range subjects {
 		if o.StateDir == "" && len(args) == 1 && s.Sidecar != nil && s.Sidecar.Audit.File == args[0] {
 			o.StateDir = s.Sidecar.StateDir
@@ -123,6 +124,29 @@ func (p *policyReplay) options(subjects []policy.Subject, args []string, now tim
 	}
 	return o, nil
 }
+
+// interruptible returns a reader of in that fails once ctx has ended, also while in has
+// nothing to read.
+func interruptible(ctx context.Context, in io.Reader) io.Reader {
+	out, pipe := io.Pipe()
+	context.AfterFunc(ctx, func() { pipe.CloseWithError(context.Cause(ctx)) })
+	var once sync.Once
+	return readerFunc(func(b []byte) (int, error) {
+		once.Do(func() {
+			go func() { // ends with the input, or with the process
+				_, err := io.Copy(pipe, in)
+				pipe.CloseWithError(err)
+			}()
+		})
+		return out.Read(b)
+	})
+}
+
+// readerFunc is a function that reads.
+type readerFunc func(b []byte) (int, error)
+
+// Read implements io.Reader.
+func (f readerFunc) Read(b []byte) (int, error) { return f(b) }
 
 // progressEvery is how often the progress of long work is printed.
 const progressEvery = 5 * time.Second

@@ -36,7 +36,7 @@ test-long: ## slow tests: leftovers of 100 runs and 30 kills, floods of every ki
 	@tools/setup test
 	CHAPERONE_LONG=1 go test -count=1 -v -timeout 30m -run 'Leftovers|Floods' ./internal/e2e
 	CHAPERONE_LONG=1 go test -count=1 -v -timeout 60m -run Differential ./internal/e2e/differential
-	CHAPERONE_LONG=1 go test -count=1 -v -timeout 60m -run AgreesWithBruteForce ./policy/prove
+	CHAPERONE_LONG=1 go test -count=1 -v -timeout 120m -run AgreesWithBruteForce ./policy/prove
 
 lint: ## golangci-lint, pinned
 	@tools/setup lint

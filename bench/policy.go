@@ -82,11 +82,11 @@ func proveRow(n int, goal time.Duration) func(context.Context, *env) (string, bo
 
 // policyFile returns a grant of which one rule grants methods.
 func policyFile(methods string) string {
-	rules := ""
+	var rules strings.Builder
 	for i := range 20 {
-		rules += fmt.Sprintf("  - {id: r%d, reason: a benchmark, to: {hosts: [h%d.example]}, methods: [%s], paths: [/v1/*, /v2/**]}\n", i, i, methods)
+		fmt.Fprintf(&rules, "  - {id: r%d, reason: a benchmark, to: {hosts: [h%d.example]}, methods: [%s], paths: [/v1/*, /v2/**]}\n", i, i, methods)
 	}
-	return "apiVersion: chaperone.dev/v1alpha1\nkind: PluginGrant\nmetadata: {name: weather}\nspec:\n  plugin: weather\n  notAfter: 2099-01-01T00:00:00Z\n  rules:\n" + rules
+	return "apiVersion: chaperone.dev/v1alpha1\nkind: PluginGrant\nmetadata: {name: weather}\nspec:\n  plugin: weather\n  notAfter: 2099-01-01T00:00:00Z\n  rules:\n" + rules.String()
 }
 
 // commandRow measures a whole command on two files of 20 rules, of which the new one is

@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -164,7 +165,7 @@ func TestPosition(t *testing.T) {
 func TestLoadErrors(t *testing.T) {
 	dir := write(t, map[string]string{"weather.yaml": grant("weather", "weather") + "    wrong: yes\n"})
 	_, err := Load(noon, Options{}, dir)
-	if errs, ok := err.(configs.Errors); !ok || errs[0].Line != 13 {
+	if errs, ok := errors.AsType[configs.Errors](err); !ok || errs[0].Line != 13 {
 		t.Errorf("Load = %#v, want an error of configs in line 13", err)
 	}
 }

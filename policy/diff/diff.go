@@ -34,15 +34,15 @@ const (
 	ClassOwner       Class = "owner"       // labels and annotations of a document
 )
 
-// Classes returns every class, with what it is about.
-func Classes() []struct {
+// About is a class, and what it is about.
+type About struct {
 	Class Class
 	Text  string
-} {
-	return []struct {
-		Class Class
-		Text  string
-	}{
+}
+
+// Classes returns every class, in the order in which changes are listed.
+func Classes() []About {
+	return []About{
 		{ClassPlugin, "A plugin is added or removed"},
 		{ClassHost, "Another host"},
 		{ClassPort, "Another port or scheme"},
@@ -221,14 +221,8 @@ func gather(findings []prove.Finding, d direction, out []Change) []Change {
 		index[g] = len(out)
 		out = append(out, d.change(class, f))
 	}
-	order := Classes()
 	rank := func(c Change) int {
-		return slices.IndexFunc(order, func(o struct {
-			Class Class
-			Text  string
-		}) bool {
-			return o.Class == c.Class
-		})
+		return slices.IndexFunc(Classes(), func(about About) bool { return about.Class == c.Class })
 	}
 	slices.SortStableFunc(out, func(a, b Change) int { return rank(a) - rank(b) })
 	return out
@@ -326,8 +320,14 @@ func (d direction) accessClass(f prove.Finding) Class {
 		field string
 		class Class
 	}{
-		{"host", ClassHost}, {"scheme", ClassPort}, {"port", ClassPort}, {"method", ClassMethod}, {"upgrade", ClassMethod},
-		{"path", ClassPath}, {"encodedSlash", ClassPath}, {"notAfter", ClassLifetime},
+		{"host", ClassHost},
+		{"scheme", ClassPort},
+		{"port", ClassPort},
+		{"method", ClassMethod},
+		{"upgrade", ClassMethod},
+		{"path", ClassPath},
+		{"encodedSlash", ClassPath},
+		{"notAfter", ClassLifetime},
 	} {
 		if slices.Contains(near.Differs, c.field) {
 			return c.class

@@ -198,7 +198,9 @@ func burst(s *authz.Snapshot, req authz.Request, at time.Time) int {
 		if err != nil || admission.Refusal != nil {
 			return n
 		}
-		admission.End(authz.Outcome{})
+		if err := admission.End(authz.Outcome{}); err != nil {
+			panic(err)
+		}
 	}
 	return 8
 }

@@ -46,32 +46,20 @@ func neverRange(text string) func(g *authz.Guardrail) {
 	}
 }
 
-// TestTraps: changes that look harmless, or wider, and are not.
-func TestTraps(t *testing.T) {
-	tcp := func(edit func(r *authz.Rule)) authz.Input {
-		return rules(first(func(r *authz.Rule) {
-			r.To.Scheme, r.To.Ports, r.Methods, r.Paths = authz.SchemeTCP, []uint16{5432}, nil, nil
-			r.Limits.Requests = authz.Limit{Count: 10, Period: time.Minute}
-			if edit != nil {
-				edit(r)
-			}
-		}))
-	}
-	twoGrants := func(end time.Time) authz.Input {
-		in := rules(nil, "/a")
-		g := rules(nil, "/b").Grants[0]
-		g.Name, g.NotAfter, g.Limits.Requests = "h", end, authz.Limit{Count: 10, Period: time.Minute}
-		in.Grants = append(in.Grants, g)
-		return in
-	}
-	tests := []struct {
-		name          string
-		before, after authz.Input
-		want          []string // nil: within
-	}{
+// trap is a change that looks harmless, or wider, and is not.
+type trap struct {
+	name          string
+	before, after authz.Input
+	want          []string // nil: within
+}
+
+// ruleTraps are changes of rules, credentials and guardrails.
+func ruleTraps() []trap {
+	return []trap{
 		{
 			"a deleted rule without a credential shadowed one with a credential",
-			with(keyed(nil, "/**"), func(r *authz.Rule) { r.Paths, r.Credential = []string{"/public"}, "" }), keyed(nil, "/**"), []string{"credential GET https://a.example/public"},
+			with(keyed(nil, "/**"), func(r *authz.Rule) { r.Paths, r.Credential = []string{"/public"}, "" }), keyed(nil, "/**"),
+			[]string{"credential GET https://a.example/public"},
 		},
 		{
 			"a deleted rule with tighter addresses shadowed a wider one",
@@ -95,7 +83,8 @@ func TestTraps(t *testing.T) {
 		},
 		{
 			"originate on each port of the rule", rules(first(func(r *authz.Rule) { r.To.Ports = []uint16{8443} }), "/"),
-			rules(first(func(r *authz.Rule) { r.To.Ports, r.To.TLS.Originate = []uint16{8443}, true }), "/"), []string{"access GET http://a.example/"},
+			rules(first(func(r *authz.Rule) { r.To.Ports, r.To.TLS.Originate = []uint16{8443}, true }), "/"),
+			[]string{"access GET http://a.example/"},
 		},
 		{"the same credential by another name", keyed(nil, "/"), keyed(func(c *authz.CredentialSpec) { c.Name = "other" }, "/"), nil},
 		{"another path by the same name", keyed(nil, "/"), keyed(func(c *authz.CredentialSpec) { c.Vault.Path = "secret/data/b" }, "/"), []string{"credential GET https://a.example/"}},
@@ -121,9 +110,32 @@ func TestTraps(t *testing.T) {
 		{"a never-list without its address", guarded(rules(nil, "/"), neverRange("8.8.8.0/24")), rules(nil, "/"), []string{"address 8.8.8.0"}},
 		{
 			"a guardrail that leaves the plugin out", guarded(rules(nil, "/"), neverRange("8.8.8.0/24")),
-			guarded(rules(nil, "/"), func(g *authz.Guardrail) { neverRange("8.8.8.0/24")(g); g.Plugins = []string{"other"} }), []string{"address 8.8.8.0"},
+			guarded(rules(nil, "/"), func(g *authz.Guardrail) { neverRange("8.8.8.0/24")(g); g.Plugins = []string{"other"} }),
+			[]string{"address 8.8.8.0"},
 		},
 		{"a never-list of another plugin", guarded(rules(nil, "/"), func(g *authz.Guardrail) { neverRange("8.8.8.0/24")(g); g.Plugins = []string{"other"} }), rules(nil, "/"), nil},
+	}
+}
+
+// limitTraps are changes of limits and terms.
+func limitTraps() []trap {
+	tcp := func(edit func(r *authz.Rule)) authz.Input {
+		return rules(first(func(r *authz.Rule) {
+			r.To.Scheme, r.To.Ports, r.Methods, r.Paths = authz.SchemeTCP, []uint16{5432}, nil, nil
+			r.Limits.Requests = authz.Limit{Count: 10, Period: time.Minute}
+			if edit != nil {
+				edit(r)
+			}
+		}))
+	}
+	twoGrants := func(end time.Time) authz.Input {
+		in := rules(nil, "/a")
+		g := rules(nil, "/b").Grants[0]
+		g.Name, g.NotAfter, g.Limits.Requests = "h", end, authz.Limit{Count: 10, Period: time.Minute}
+		in.Grants = append(in.Grants, g)
+		return in
+	}
+	return []trap{
 		{"a total of a grant by another name", rules(limits("10"), "/"), rules(func(g *authz.Grant) { limits("10")(g); g.Name = "h" }, "/"), []string{"limit g/r requests"}},
 		{"a rate by another name", rules(limits("10/1m"), "/"), rules(func(g *authz.Grant) { limits("10/1m")(g); g.Name = "h" }, "/"), nil},
 		{"a limit of tunnels while the rule observes", tcp(nil), tcp(func(r *authz.Rule) { r.Mode, r.ObserveUntil = authz.ModeObserve, noon.Add(time.Hour) }), []string{"limit g/r requests"}},
@@ -140,7 +152,10 @@ func TestTraps(t *testing.T) {
 		}, "/"), nil},
 		{"other authorities", rules(nil, "/"), rules(first(func(r *authz.Rule) { r.To.TLS.CAFile, r.To.TLS.CA = "ca.pem", "a certificate" }), "/"), []string{"terms GET https://a.example/"}},
 	}
-	for _, test := range tests {
+}
+
+func TestTraps(t *testing.T) {
+	for _, test := range append(ruleTraps(), limitTraps()...) {
 		t.Run(test.name, func(t *testing.T) {
 			got, err := Compare(context.Background(), snapshotOf(t, test.before), snapshotOf(t, test.after), Options{Plugin: "p", At: noon})
 			if err != nil || !got.Complete {

@@ -266,14 +266,39 @@ func (s *Suite) mutants() (out []mutant) {
 		})
 	}
 	for gi := range in.Guardrails {
-		g := &in.Guardrails[gi]
-		for ni := range g.Never {
-			changed := in
-			changed.Guardrails = slices.Clone(in.Guardrails)
-			changed.Guardrails[gi].Never = slices.Delete(slices.Clone(g.Never), ni, ni+1)
-			change, place := g.Name+"/"+g.Never[ni].ID+": never-entry removed", s.place(g.Origin, fmt.Sprintf("spec.never[%d]", ni))
-			out = append(out, mutant{change: change, place: place, input: changed})
+		for ni := range in.Guardrails[gi].Never {
+			out = append(out, s.neverMutants(gi, ni)...)
 		}
+	}
+	return out
+}
+
+// neverMutants returns the changes of one entry of a never-list: without it, and without
+// each of its hosts and addresses.
+func (s *Suite) neverMutants(gi, ni int) (out []mutant) {
+	in := s.subject.Input
+	g := &in.Guardrails[gi]
+	n := g.Never[ni]
+	add := func(field, change string, never ...authz.Never) {
+		changed := in
+		changed.Guardrails = slices.Clone(in.Guardrails)
+		changed.Guardrails[gi].Never = slices.Concat(g.Never[:ni], never, g.Never[ni+1:])
+		place := s.place(g.Origin, fmt.Sprintf("spec.never[%d]%s", ni, field))
+		out = append(out, mutant{change: g.Name + "/" + n.ID + ": " + change, place: place, input: changed})
+	}
+	add("", "never-entry removed")
+	if len(n.Hosts)+len(n.Addresses) < 2 {
+		return out
+	}
+	for i, h := range n.Hosts {
+		less := n
+		less.Hosts = slices.Delete(slices.Clone(n.Hosts), i, i+1)
+		add(fmt.Sprintf(".hosts[%d]", i), "without "+h, less)
+	}
+	for i, a := range n.Addresses {
+		less := n
+		less.Addresses = slices.Delete(slices.Clone(n.Addresses), i, i+1)
+		add(fmt.Sprintf(".addresses[%d]", i), "without "+a.String(), less)
 	}
 	return out
 }

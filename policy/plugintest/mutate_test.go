@@ -36,7 +36,7 @@ kind: PluginGuardrail
 metadata: {name: company}
 spec:
   plugins: ["**"]
-  never: [{id: vault, addresses: [10.0.0.9/32]}, {id: elsewhere, hosts: [other.example.com]}]
+  never: [{id: vault, hosts: [vault.example.com], addresses: [10.0.0.9/32]}, {id: elsewhere, hosts: [other.example.com]}]
   ceilings: {wildcardHosts: single}
 `
 
@@ -91,7 +91,7 @@ func TestMutateEachChange(t *testing.T) {
 		{`{deny: GET https://api.example.com/status, address: 8.8.8.8}`, `g/read: without addresses`},
 		{`{deny: GET https://api.example.com/v1/a%2Fb}`, `g/read: encodedSlash allow`},
 		{`{deny: GET https://open.example.com/a/b/, at: 2026-12-10T00:00:00Z}`, `g/open: notAfter of the grant`},
-		{`{deny: "tcp://db.example.com:5432", address: 10.0.0.9}`, "company/vault: never-entry removed"},
+		{`{deny: "tcp://db.example.com:5432", address: 10.0.0.9}`, "company/vault: never-entry removed; company/vault: without 10.0.0.9/32"},
 		{`{deny: GET https://api.example.com/status, at: 2027-01-01T00:00:00Z}`, "g: notAfter 30 days later"},
 		{`{never: "* https://api.example.com:8443"}`, `g/read: ports with 8443; g/open: hosts with "*.example.com"`},
 		{`{atMost: g.yaml}`, ""},
@@ -119,8 +119,8 @@ func TestMutateEachChange(t *testing.T) {
 	}
 }
 
-// TestMutateSuites: a change survives only if no suite notices it, whatever the others are
-// unable to tell.
+// TestMutateSuites: a change survives only if no suite notices it, also if another suite
+// cannot load it.
 func TestMutateSuites(t *testing.T) {
 	dir := write(t, map[string]string{
 		"g.yaml": grantFile, "company.yaml": strings.Replace(richGuardrail, "ceilings: {wildcardHosts: single}", "ceilings: {methods: [GET, HEAD]}", 1),

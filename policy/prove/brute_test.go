@@ -49,7 +49,7 @@ var grid = sync.OnceValue(func() [][]authz.Request {
 	for _, scheme := range []authz.Scheme{authz.SchemeHTTPS, authz.SchemeHTTP, authz.SchemeTLS, authz.SchemeTCP} {
 		sh := shape{scheme, brutePorts, bruteMethods, bruteUpgrades, brutePaths, []authz.Facts{{}}}
 		for i, host := range bruteHosts {
-			out[i] = slices.AppendSeq(out[i], sh.requests("p", host))
+			out[i] = slices.AppendSeq(out[i], sh.requests("p", host, func() {}))
 		}
 	}
 	return out

@@ -92,6 +92,9 @@ func (s *side) hostTexts() (out []string) {
 	return out
 }
 
+// maxHost is how long a name is at most, in bytes (RFC 1035, section 3.1).
+const maxHost = 253
+
 // hosts returns a host of every class that the policies distinguish.
 func (c *comparison) hosts() []string {
 	set := map[string]bool{}
@@ -113,6 +116,8 @@ func (c *comparison) hosts() []string {
 			set[c.never.address.String()] = true
 		}
 	}
+	// A label of one byte is the shortest: no name of the class is shorter than this one.
+	maps.DeleteFunc(set, func(host string, _ bool) bool { return len(c.fresh.label) == 1 && len(host) > maxHost })
 	return slices.Sorted(maps.Keys(set))
 }
 
@@ -238,13 +243,13 @@ func (l *local) paths(patterns []pattern) []string {
 	return compact(out)
 }
 
-// requests yields the shape's requests of a plugin to a host. A combination that no
-// request can have is left out.
-func (s shape) requests(plugin authz.Principal, host string) iter.Seq[authz.Request] {
+// requests yields the shape's requests of a plugin to a host. It calls tooLong for each that
+// is longer than a request can be: a shorter one of its class may exist.
+func (s shape) requests(plugin authz.Principal, host string, tooLong func()) iter.Seq[authz.Request] {
 	if strings.Contains(host, ":") {
 		host = "[" + host + "]"
 	}
-	actions, paths := s.actions(), s.paths
+	actions, paths := s.actions(tooLong), s.paths
 	if !s.scheme.HTTP() {
 		actions, paths = []authz.Action{{}}, []string{""}
 	}
@@ -253,6 +258,7 @@ func (s shape) requests(plugin authz.Principal, host string) iter.Seq[authz.Requ
 			for _, path := range paths {
 				to, err := authz.NewDestination(s.scheme, hostPort(host, port), path)
 				if err != nil {
+					tooLong()
 					continue
 				}
 				for _, action := range actions {
@@ -268,12 +274,15 @@ func (s shape) requests(plugin authz.Principal, host string) iter.Seq[authz.Requ
 }
 
 // actions returns the methods with each of the upgrades.
-func (s shape) actions() (out []authz.Action) {
+func (s shape) actions(tooLong func()) (out []authz.Action) {
 	for _, method := range s.methods {
 		for _, upgrade := range s.upgrades {
-			if action, err := authz.NewAction(method, upgrade); err == nil {
-				out = append(out, action)
+			action, err := authz.NewAction(method, upgrade)
+			if err != nil {
+				tooLong()
+				continue
 			}
+			out = append(out, action)
 		}
 	}
 	return out

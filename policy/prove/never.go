@@ -37,7 +37,7 @@ const (
 // includes TRACE. The URL's scheme may be *; its host is written as in a rule, or * for any
 // host. Without a port it holds every port, and without a path every path: a prohibition
 // does not depend on defaults. A host that is an address also holds the names that resolve
-// to it.
+// to it, and the IPv6 addresses that embed it.
 func ParsePattern(text string) (Pattern, error) {
 	fail := func(format string, args ...any) (Pattern, error) {
 		return Pattern{}, fmt.Errorf("pattern %q: %w", text, fmt.Errorf(format, args...))
@@ -177,6 +177,9 @@ func Never(ctx context.Context, s *authz.Snapshot, p Pattern, o Options) (Result
 	n := &never{p, engine.Current()}
 	c := newComparison(newSide(n.policy, neverPlugin), newSide(s, o.Plugin), o)
 	c.never, c.judge = n, c.forbid
+	if p.address.IsValid() {
+		c.addresses.never = append(c.addresses.never, netip.PrefixFrom(p.address, p.address.BitLen()))
+	}
 	return c.result(c.run(ctx)), nil
 }
 
@@ -187,8 +190,9 @@ func (c *comparison) forbid(req authz.Request, at time.Time, door policy.Door) {
 		return
 	}
 	f := Finding{Kind: KindAccess, Request: req, At: at, Door: door, New: answer(now, req), Never: true}
-	if addr := c.never.address; addr.IsValid() {
-		if now.CheckAddress(addr) != authz.Granted {
+	if c.never.address.IsValid() {
+		addr := c.reaching(now, req.Destination)
+		if !addr.IsValid() {
 			return
 		}
 		if !req.Destination.Address().IsValid() {
@@ -196,4 +200,31 @@ func (c *comparison) forbid(req authz.Request, at time.Time, door policy.Door) {
 		}
 	}
 	c.report(f)
+}
+
+// reaching returns an address to which the request may connect and by which it reaches the
+// pattern's address: that itself, or one that embeds it. Otherwise it returns an invalid address.
+func (c *comparison) reaching(now authz.Decision, to authz.Destination) netip.Addr {
+	reaches := func(addr netip.Addr) bool {
+		return slices.Contains(authz.Reaches(addr), c.never.address) && now.CheckAddress(addr) == authz.Granted
+	}
+	if to.Address().IsValid() {
+		if reaches(to.Address()) {
+			return to.Address()
+		}
+		return netip.Addr{}
+	}
+	pair := addressPair{after: ruleName{now.Grant, now.Rule}}
+	witness, known := c.judged[pair]
+	if known {
+		return witness
+	}
+	for _, addr := range append([]netip.Addr{c.never.address}, c.addresses.candidates(nil, c.after.addressesOf(pair.after))...) {
+		if reaches(addr) {
+			witness = addr
+			break
+		}
+	}
+	c.judged[pair] = witness
+	return witness
 }

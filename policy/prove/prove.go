@@ -124,12 +124,14 @@ type comparison struct {
 	addresses addressSet
 	// largeContent reports that a rule grants more facts than one request can have.
 	largeContent bool
-	limitEnds    []time.Time
-	limited      map[limitPair]bool         // the pairs that were compared
-	judged       map[addressPair]netip.Addr // the witness of each pair of winners that was compared, invalid without one
-	kept         map[counter]*keptBy        // the limits of the old policy that applied so far
-	seen         map[findingKey]bool
-	out          Result
+	// tooLong reports that a class of requests has no example that is short enough.
+	tooLong   bool
+	limitEnds []time.Time
+	limited   map[limitPair]bool         // the pairs that were compared
+	judged    map[addressPair]netip.Addr // the witness of each pair of winners that was compared, invalid without one
+	kept      map[counter]*keptBy        // the limits of the old policy that applied so far
+	seen      map[findingKey]bool
+	out       Result
 }
 
 // findingKey groups findings: the first request of a group is reported.
@@ -155,9 +157,12 @@ func newComparison(before, after *side, o Options) *comparison {
 
 func (c *comparison) result(complete bool) Result {
 	// Not every combination of addresses within nat64Local is compared.
-	c.out.Complete = complete && !c.addresses.inexact
+	c.out.Complete = complete && !c.addresses.inexact && !c.tooLong
 	if c.addresses.inexact {
 		c.out.Inexact = append(c.out.Inexact, "not every address within 64:ff9b:1::/48 (RFC 8215) was compared; leave addresses in it as they were")
+	}
+	if c.tooLong {
+		c.out.Inexact = append(c.out.Inexact, "requests that are almost as long as they can be were not compared; shorten the longest paths and hosts, or leave them as they were")
 	}
 	if c.largeContent {
 		c.out.Inexact = append(c.out.Inexact, fmt.Sprintf("rules that grant more than %d facts are compared by a part of the sets that a request can have", authz.MaxFacts))
@@ -177,7 +182,7 @@ func (c *comparison) host(ctx context.Context, host string) bool {
 	times := local.times(c.opts.At)
 	doors := local.doors(c.doors)
 	for _, shape := range local.shapes() {
-		for req := range shape.requests(c.opts.Plugin, host) {
+		for req := range shape.requests(c.opts.Plugin, host, func() { c.tooLong = true }) {
 			for _, at := range times {
 				for _, door := range doors {
 					c.ask(req, at, door)

@@ -32,7 +32,7 @@ func (s *Sampler) Of(grant, rule string) (Finding, bool) {
 			host = s.c.fresh.label + "." + base
 		}
 		for _, shape := range s.c.localRules(host).shapes() {
-			for req := range shape.requests(s.c.opts.Plugin, host) {
+			for req := range shape.requests(s.c.opts.Plugin, host, func() {}) {
 				if d := s.c.after.snapshot.Decide(req, authz.Usage{}, s.at); d.Grant == grant && d.Rule == rule {
 					return Finding{Kind: KindAccess, Request: req, At: s.at, Door: policy.Doors()[0], New: answer(d, req), Never: true}, true
 				}

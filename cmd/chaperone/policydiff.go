@@ -30,7 +30,7 @@ func (c *cli) policyDiffCommand() *cobra.Command {
 			return c.policyDiff(cmd.Context(), &f, args[0], args[1])
 		},
 	}, &f.policyFlags), &f.policyFlags), "sarif")
-	cmd.Flags().StringVar(&f.revocations, "revocations", "", "a `FILE` of revocations that are in force on both sides")
+	cmd.Flags().StringVar(&f.revocations, "revocations", "", "a `FILE` of revocations, or a stateDir, that are in force on both sides")
 	return cmd
 }
 
@@ -50,6 +50,7 @@ func (c *cli) policyDiff(ctx context.Context, f *diffFlags, old, now string) err
 	if err != nil {
 		return err
 	}
+	report.Under(f.revocations)
 	if c.output == "sarif" {
 		encoder := json.NewEncoder(c.stdout)
 		encoder.SetIndent("", "  ")

@@ -89,6 +89,7 @@ func (c *cli) policyProve(ctx context.Context, f *proveFlags) error {
 			}
 		}
 	}
+	report.Under(f.revocations + f.dirs)
 	return c.printProved(f, report)
 }
 

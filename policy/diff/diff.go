@@ -149,6 +149,18 @@ func (r *Report) Count() (wider, narrower, changed int) {
 	return wider, narrower, changed
 }
 
+// Under adds the revocations in a file or stateDir to the arguments of explain of every
+// change; none for "".
+func (r *Report) Under(revocations string) {
+	for _, p := range r.Plugins {
+		for _, c := range slices.Concat(p.Wider, p.Narrower, p.Changed) {
+			if c.Shown != nil {
+				c.Shown.Under(revocations)
+			}
+		}
+	}
+}
+
 func comparePlugin(ctx context.Context, pair policy.Pair, q prove.Question) (Plugin, error) {
 	p := Plugin{Plugin: pair.Plugin, Sidecar: pair.Name, Wider: []Change{}, Narrower: []Change{}, Changed: []Change{}}
 	o := prove.Options{Plugin: authz.Principal(pair.Plugin), At: q.At, Most: q.Most}

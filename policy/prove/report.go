@@ -119,6 +119,22 @@ func Show(f Finding, plugin string, after *policy.Subject) Demonstration {
 	return d
 }
 
+// Under adds the revocations in a file or stateDir to the arguments of explain; none for "".
+func (d *Demonstration) Under(revocations string) {
+	if revocations != "" {
+		d.Explain = append([]string{"--revocations", revocations}, d.Explain...)
+	}
+}
+
+// Under is [Demonstration.Under] of every finding.
+func (r *Report) Under(revocations string) {
+	for _, c := range r.Claims {
+		for i := range c.Findings {
+			c.Findings[i].Under(revocations)
+		}
+	}
+}
+
 // Place returns where what makes the policy wider is written: the rule, the limit, or what
 // lets the Sidecar observe. It is false for what is missing.
 func Place(f Finding, after *policy.Subject) (policy.Position, bool) {

@@ -29,6 +29,9 @@ func policyRows() []policyRow {
 		{"prove: 10,000 rules against themselves", "below 10 s", proveRow(10_000, 10*time.Second)},
 		{"prove of two files, the whole command", "below 50 ms", commandRow(50*time.Millisecond, "policy", "prove", "--old", "old.yaml", "--new", "new.yaml")},
 		{"diff of two files, the whole command", "below 50 ms", commandRow(50*time.Millisecond, "policy", "diff", "old.yaml", "new.yaml")},
+		{"replay of a million records, full paths", "at least 1,000,000 a second, memory flat", replayRow(true, false)},
+		{"replay of a million records, masked paths", "at least 1,000,000 a second, memory flat", replayRow(false, false)},
+		{"replay of a million records, verified first", "memory flat", replayRow(true, true)},
 		{"learn from 10 million records", "below 60 s and 500 MiB", learnRow},
 	}
 }

@@ -8,14 +8,15 @@ import (
 	"time"
 
 	"github.com/chaperone-proxy/chaperone/audit"
+	"github.com/chaperone-proxy/chaperone/authz"
 )
 
 // scanner decodes the lines of accesses as the log writes them: without spaces, with the
 // fields in their order, each at most once, and in plain text. Every other line is decoded
 // by encoding/json, so that the result is that of encoding/json for every line.
 //
-// It does not decode fields that no Access has, such as exe and detail, and not the
-// hashes of the chain, which [link] has.
+// It does not decode fields that no Access has, such as exe and detail, nor texts of an end
+// that its decision has, nor the hashes of the chain.
 type scanner struct {
 	names [fieldCount]string
 	last  [fieldCount]string // the last value of each field, which is often repeated
@@ -116,8 +117,11 @@ func (s *scanner) access(line []byte, entry *audit.Entry) bool {
 	}
 	all := &s.names
 	for next := fieldTime; len(body) > 0; next++ {
-		body = body[1:] // a comma
-		for next < fieldCount && !bytes.HasPrefix(body, []byte(all[next])) {
+		if body = body[1:]; len(body) < 2 { // a comma
+			return false
+		}
+		// Most names differ in their first letter.
+		for next < fieldCount && (all[next][1] != body[1] || !bytes.HasPrefix(body, []byte(all[next]))) {
 			next++
 		}
 		if next == fieldCount {
@@ -211,6 +215,9 @@ func (s *scanner) value(e *audit.Entry, f field, b []byte) (rest []byte, ok bool
 	if f == fieldTime {
 		e.Time, ok = s.time(text)
 		return rest, ok
+	}
+	if e.Kind == string(authz.KindEnd) && f != fieldDecision && f != fieldReason && f != fieldAddress {
+		return rest, true // its decision has it
 	}
 	if to := textOf(e, f); to != nil {
 		*to = s.text(f, text)

@@ -217,7 +217,7 @@ func parseSince(s string, now time.Time) (time.Time, error) {
 	}
 	var ago authz.Duration
 	if err := ago.UnmarshalText([]byte(s)); err != nil {
-		return time.Time{}, fmt.Errorf("%q is neither a time nor a duration", s)
+		return time.Time{}, fmt.Errorf("%q is neither a time nor a duration; write it as 2026-12-01T12:00:00Z, or as 30d for 30 days ago", s)
 	}
 	return now.Add(-time.Duration(ago)), nil
 }

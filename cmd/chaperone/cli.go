@@ -180,6 +180,30 @@ func (c *cli) withConfig(cmd *cobra.Command) *cobra.Command {
 	return cmd
 }
 
+// withConfiguration adds --config to commands that read policies. A second one
+// is an error: its files would take the place of the first ones unnoticed.
+func (c *cli) withConfiguration(cmd *cobra.Command) *cobra.Command {
+	cmd.Flags().Var(&onceFlag{value: &c.config}, "config", "the `CONFIGURATION`: a Sidecar's file, a grant's file, or a folder")
+	return cmd
+}
+
+// onceFlag is a flag of text that is not repeated.
+type onceFlag struct {
+	value *string
+	set   bool
+}
+
+func (f *onceFlag) String() string { return *f.value }
+func (f *onceFlag) Type() string   { return "string" }
+
+func (f *onceFlag) Set(value string) error {
+	if f.set {
+		return fmt.Errorf("%q was named before; name a folder that holds both", *f.value)
+	}
+	*f.value, f.set = value, true
+	return nil
+}
+
 // withAdmin adds the flags of commands that talk to a running sidecar.
 func (c *cli) withAdmin(cmd *cobra.Command) *cobra.Command {
 	cmd.Flags().StringVar(&c.admin, "admin", "", "the admin socket of a running sidecar, `unix:PATH`")

@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"time"
 
 	"github.com/spf13/cobra"
 
@@ -44,7 +43,8 @@ func (c *cli) policyDiff(ctx context.Context, f *diffFlags, old, now string) err
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(ctx, f.budget)
+	whole := ctx
+	ctx, cancel := context.WithTimeout(whole, f.budget)
 	defer cancel()
 	report, err := diff.Compare(ctx, before, after, question)
 	if err != nil {
@@ -57,7 +57,7 @@ func (c *cli) policyDiff(ctx context.Context, f *diffFlags, old, now string) err
 		encoder.SetEscapeHTML(false)
 		err = encoder.Encode(report.SARIF(buildVersion()))
 	} else {
-		err = c.print(report, func(w io.Writer) { printDiff(w, &report, old, now, f.budget) })
+		err = c.print(report, func(w io.Writer) { printDiff(w, &report, old, now, f.unfinished(whole)) })
 	}
 	if err != nil {
 		return err
@@ -72,7 +72,7 @@ func (c *cli) policyDiff(ctx context.Context, f *diffFlags, old, now string) err
 	return exitError{exitFailure, nil}
 }
 
-func printDiff(w io.Writer, r *diff.Report, old, now string, budget time.Duration) {
+func printDiff(w io.Writer, r *diff.Report, old, now, unfinished string) {
 	for _, p := range r.Plugins {
 		for _, list := range []struct {
 			name, config string
@@ -90,7 +90,7 @@ func printDiff(w io.Writer, r *diff.Report, old, now string, budget time.Duratio
 			say(w, "%s: inexact: %s", p.Plugin, text)
 		}
 		if !p.Complete {
-			say(w, "%s: undecided: not every request was compared%s", p.Plugin, afterBudget(p.Inexact, budget))
+			say(w, "%s: undecided: not every request was compared%s", p.Plugin, because(p.Inexact, unfinished))
 		}
 	}
 	wider, narrower, changed := r.Count()

@@ -73,13 +73,14 @@ func (f *logFlags) options(plugin string, now time.Time, paths []string) (access
 
 func (c *cli) policyLearnCommand() *cobra.Command {
 	l := policyLearn{cli: c, format: formatYAML, lifetime: authz.Duration(90 * 24 * time.Hour)}
-	cmd := withLog(c.withConfig(c.withPolicy(&cobra.Command{
+	cmd := withLog(c.withConfiguration(c.withPolicy(&cobra.Command{
 		Use: "learn [LOG...]", Short: "Propose the smallest grant for what was recorded",
 		Long: "Propose the smallest grant for the accesses that logs record, on standard output. LOG is a file or a\n" +
 			"folder; without one it is the log of --config. What the grants of --config allow is left out. The reason of\n" +
 			"each rule is TODO: the grant loads once a person has stated why the plugin needs the access. Templates for\n" +
 			"which only observation speaks are comments.\n\n" +
-			"  chaperone policy learn --config sidecar.yaml -o grants/learned.yaml",
+			"  chaperone policy learn --config sidecar.yaml -o grants/learned.yaml\n\n" +
+			"Exit status 0: a grant is written, or nothing is left to learn. 1: failure, or a broken log. 2: usage.",
 		RunE: func(cmd *cobra.Command, args []string) error { return l.run(cmd.Context(), args) },
 	}, &l.flags)), &l.logs)
 	cmd.Flags().StringVarP(&l.out, "out", "o", "", "write to this `FILE`, which must not exist")

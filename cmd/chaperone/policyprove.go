@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 	"strings"
-	"time"
 
 	"github.com/spf13/cobra"
 
@@ -63,7 +62,8 @@ func (c *cli) policyProve(ctx context.Context, f *proveFlags) error {
 	if question.Revocations, err = revocationsIn(f.revocations + f.dirs); err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(ctx, f.budget)
+	whole := ctx
+	ctx, cancel := context.WithTimeout(whole, f.budget)
 	defer cancel()
 	report := prove.Report{At: question.At}
 	for _, within := range []struct{ claim, path string }{{"within " + f.before, f.before}, {"at most " + f.atMost, f.atMost}} {
@@ -90,7 +90,7 @@ func (c *cli) policyProve(ctx context.Context, f *proveFlags) error {
 		}
 	}
 	report.Under(f.revocations + f.dirs)
-	return c.printProved(f, report)
+	return c.printProved(f, report, f.unfinished(whole))
 }
 
 func neverPatterns(texts []string) (out []prove.Pattern, err error) {
@@ -111,10 +111,10 @@ func revocationsIn(path string) ([]authz.Revocation, error) {
 	return policy.Revocations(path)
 }
 
-func (c *cli) printProved(f *proveFlags, r prove.Report) error {
+func (c *cli) printProved(f *proveFlags, r prove.Report, unfinished string) error {
 	err := c.print(r, func(w io.Writer) {
 		for _, claim := range r.Claims {
-			c.printClaim(w, f, claim)
+			c.printClaim(w, f, claim, unfinished)
 		}
 		fmt.Fprintln(w, "verdict: "+string(r.Verdict))
 	})
@@ -136,7 +136,7 @@ func verdictStatus(v prove.Verdict) error {
 	return exitError{exitFailure, nil}
 }
 
-func (c *cli) printClaim(w io.Writer, f *proveFlags, claim prove.Claim) {
+func (c *cli) printClaim(w io.Writer, f *proveFlags, claim prove.Claim, unfinished string) {
 	say(w, "%s: %s: %s (%s decided)", claim.Plugin, claim.Claim, claim.Verdict, phrase.Count(claim.Requests, "request"))
 	for _, d := range claim.Findings {
 		printDemonstration(w, d, f.after)
@@ -145,7 +145,7 @@ func (c *cli) printClaim(w io.Writer, f *proveFlags, claim prove.Claim) {
 		say(w, "  inexact: %s", text)
 	}
 	if !claim.Complete {
-		say(w, "  undecided: not every request was compared%s", afterBudget(claim.Inexact, f.budget))
+		say(w, "  undecided: not every request was compared%s", because(claim.Inexact, unfinished))
 	}
 }
 
@@ -159,13 +159,20 @@ func printDemonstration(w io.Writer, d prove.Demonstration, config string) {
 	say(w, "    %s", explainCommandLine(config, d.Explain))
 }
 
-// afterBudget returns what to do about a comparison that is not complete. One that
-// is not for another reason states it.
-func afterBudget(inexact []string, budget time.Duration) string {
+// unfinished returns why a comparison has not ended, and what to do about it.
+func (f *policyFlags) unfinished(ctx context.Context) string {
+	if ctx.Err() != nil {
+		return ": interrupted"
+	}
+	return fmt.Sprintf(" within %s; say a longer --budget", f.budget)
+}
+
+// because returns why a comparison is not complete, unless inexact states it.
+func because(inexact []string, unfinished string) string {
 	if len(inexact) > 0 {
 		return ""
 	}
-	return fmt.Sprintf(" within %s; say a longer --budget", budget)
+	return unfinished
 }
 
 func parenthesis(s string) string {

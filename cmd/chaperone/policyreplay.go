@@ -40,11 +40,11 @@ const (
 
 func (c *cli) policyReplayCommand() *cobra.Command {
 	p := policyReplay{cli: c, time: replayRecorded}
-	cmd := c.withOutput(withLog(c.withConfig(c.withPolicy(&cobra.Command{
+	cmd := c.withOutput(withLog(c.withConfiguration(c.withPolicy(&cobra.Command{
 		Use: "replay --config NEW [LOG...]", Short: "Decide recorded accesses again",
 		Long: "Decide the accesses that logs record again, under the configuration NEW, and print which it breaks\n" +
 			"(allowed before, refused now), which it widens (refused before, allowed now), and which get another rule or\n" +
-			"credential. LOG is a file or a folder, or - for standard input; without one it is the log of NEW. Limits and\n" +
+			"credential. LOG is a file or a folder, or - for standard input; without one it is the log of each Sidecar of NEW. Limits and\n" +
 			"revocations are not decided again. An access that its record does not describe wholly is counted as not\n" +
 			"replayable.\n\n" +
 			"  chaperone policy replay --config sidecar.new.yaml /var/lib/chaperone/weather/audit.jsonl\n\n" +
@@ -85,7 +85,8 @@ func (p *policyReplay) run(ctx context.Context, args []string) error {
 	err = p.read(ctx, reader, r)
 	result := r.Result()
 	result.Notes = reader.Notes()
-	if result.Partial = err != nil && ctx.Err() != nil; err != nil && !result.Partial {
+	// An interrupt also ends the program that writes to standard input, so that its end is not the log's.
+	if result.Partial = ctx.Err() != nil; err != nil && !result.Partial {
 		return err
 	}
 	for _, note := range result.Notes {
@@ -100,10 +101,9 @@ func (p *policyReplay) run(ctx context.Context, args []string) error {
 // options returns what to read of which logs.
 func (p *policyReplay) options(ctx context.Context, subjects []policy.Subject, args []string, now time.Time) (accesslog.Options, error) {
 	if len(args) == 0 {
-		if len(subjects) != 1 || subjects[0].Sidecar == nil {
-			return accesslog.Options{}, usageError("replay: %s does not name one log; name LOG", p.config)
+		if args = logsOf(subjects); len(args) == 0 {
+			return accesslog.Options{}, usageError("replay: %s names no log; name LOG", p.config)
 		}
-		args = []string{subjects[0].Sidecar.Audit.File}
 	}
 	o, err := p.logs.options(p.flags.plugin, now, args)
 	if err != nil {

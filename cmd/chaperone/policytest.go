@@ -67,6 +67,9 @@ func (c *cli) policyTest(ctx context.Context, f *policyTest, paths []string) err
 			return usageError("test: --run %s is not a regular expression: %w", strconv.Quote(f.run), err)
 		}
 	}
+	if f.minCoverage < 0 || f.minCoverage > 100 {
+		return usageError("test: --min-coverage %g is no percentage; write a number from 0 to 100", f.minCoverage)
+	}
 	suites, err := plugintest.Load(o, paths...)
 	if err != nil {
 		return fmt.Errorf("load %s:\n%w", phrase.List(paths), err)

@@ -21,15 +21,16 @@ type policyTighten struct {
 }
 
 func (c *cli) policyTightenCommand() *cobra.Command {
-	t := policyTighten{policyUnused: policyUnused{cli: c, after: authz.Duration(usage.Period)}, grace: authz.Duration(tighten.Grace)}
-	cmd := withBudget(withLog(c.withConfig(c.withPolicy(&cobra.Command{
+	t := policyTighten{policyUnused: policyUnused{cli: c, name: "tighten", after: authz.Duration(usage.Period)}, grace: authz.Duration(tighten.Grace)}
+	cmd := withBudget(withLog(c.withConfiguration(c.withPolicy(&cobra.Command{
 		Use: "tighten [LOG...] --config PATH", Short: "Remove from grants what is proved unused",
 		Long: "Print the smallest edit of the files that removes what is proved unused, as a diff; --write makes it. The\n" +
 			"edit is proved narrower, and no recorded access would be refused. An unused rule is not removed at once: it\n" +
 			"ends after --grace, and once it has ended it is removed. Comments, order and all other bytes stay. --write\n" +
 			"keeps each file as FILE.before-tighten-TIME and prints how to undo.\n\n" +
 			"  chaperone policy tighten --config sidecar.yaml\n" +
-			"  chaperone policy tighten --config sidecar.yaml --write",
+			"  chaperone policy tighten --config sidecar.yaml --write\n\n" +
+			"Exit status 0: proved, or nothing to remove. 1: failure, or undecided within --budget. 2: usage.",
 		RunE: func(cmd *cobra.Command, args []string) error { return t.run(cmd.Context(), args) },
 	}, &t.flags)), &t.logs), &t.flags)
 	cmd.Flags().Var(&durationFlag{&t.after}, "after", "how long a rule has to be unused: a `DURATION`")

@@ -21,21 +21,23 @@ import (
 // policyUnused is one run of policy unused.
 type policyUnused struct {
 	*cli
+	name  string // the command's
 	flags policyFlags
 	logs  logFlags
 	after authz.Duration
 }
 
 func (c *cli) policyUnusedCommand() *cobra.Command {
-	u := policyUnused{cli: c, after: authz.Duration(usage.Period)}
-	cmd := c.withOutput(withLog(c.withConfig(c.withPolicy(&cobra.Command{
+	u := policyUnused{cli: c, name: "unused", after: authz.Duration(usage.Period)}
+	cmd := c.withOutput(withLog(c.withConfiguration(c.withPolicy(&cobra.Command{
 		Use: "unused [LOG...] --config PATH", Short: "Compare what rules grant with what was used",
 		Long: "Compare what rules grant with what logs record of their use: uses, first and last use, and which hosts,\n" +
 			"methods, paths, ports and upgrades were used. LOG is a file or a folder; without one it is the log of each\n" +
 			"Sidecar. A rule without a use is called unused only if the log proves it: verified, without a loss, and as\n" +
 			"long as --after, in which the rule was in force as it is now.\n\n" +
 			"  chaperone policy unused --config sidecar.yaml\n" +
-			"  chaperone policy unused --config /etc/chaperone -R /var/lib/chaperone",
+			"  chaperone policy unused --config /etc/chaperone -R /var/lib/chaperone\n\n" +
+			"Exit status 0: compared, also if something is unused. 1: failure, or a broken log. 2: usage.",
 		RunE: func(cmd *cobra.Command, args []string) error { return u.run(cmd.Context(), args) },
 	}, &u.flags)), &u.logs))
 	cmd.Flags().Var(&durationFlag{&u.after}, "after", "how long a rule has to be unused: a `DURATION`")
@@ -58,7 +60,7 @@ func (u *policyUnused) read(ctx context.Context, args []string) (usage.Options, 
 	now := u.flags.at.orNow()
 	o := usage.Options{Now: now, After: time.Duration(u.after), Progress: u.recordProgress()}
 	if u.config == "" {
-		return o, nil, usageError("policy: --config is missing; name a Sidecar, a grant's file, or a folder")
+		return o, nil, usageError("%s: --config is missing; name a Sidecar, a grant's file, or a folder", u.name)
 	}
 	subjects, err := u.loadPolicies(&u.flags, u.config)
 	if err != nil {
@@ -67,7 +69,7 @@ func (u *policyUnused) read(ctx context.Context, args []string) (usage.Options, 
 	o.Subjects = subjects
 	if len(args) == 0 {
 		if args = logsOf(subjects); len(args) == 0 {
-			return o, nil, usageError("policy: %s names no log; name LOG", u.config)
+			return o, nil, usageError("%s: %s names no log; name LOG", u.name, u.config)
 		}
 	}
 	if o.Log, err = u.logs.options(u.flags.plugin, now, args); err != nil {

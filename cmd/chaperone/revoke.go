@@ -77,7 +77,7 @@ func parseUntil(s string, now time.Time) (time.Time, error) {
 	}
 	var ahead authz.Duration
 	if err := ahead.UnmarshalText([]byte(s)); err != nil {
-		return time.Time{}, fmt.Errorf("%q is neither a time nor a duration", s)
+		return time.Time{}, fmt.Errorf("%q is neither a time nor a duration; write it as 2026-12-01T12:00:00Z, or as 30d for 30 days from now", s)
 	}
 	return now.Add(time.Duration(ahead)), nil
 }

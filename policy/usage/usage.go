@@ -338,7 +338,12 @@ func (r *reading) proves(log, file, digest string) string {
 	if len(span.gaps) > 0 {
 		return log + ": " + strings.Join(span.gaps, "; ")
 	}
-	days := func(d time.Duration) string { return authz.Duration(d.Truncate(time.Hour)).String() }
+	days := func(d time.Duration) string {
+		if d > time.Hour {
+			d = d.Truncate(time.Hour)
+		}
+		return authz.Duration(d.Truncate(time.Second)).String()
+	}
 	from, to := span.first, span.last
 	if since := r.options.Log.Since; since.After(from) {
 		from = since

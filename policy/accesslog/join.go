@@ -52,6 +52,9 @@ func (r *Reader) readLog(ctx context.Context, l *logFiles, yield func(*Access, e
 		}
 		switch nerr := c.next(); {
 		case errors.Is(nerr, io.EOF):
+			if c.torn != nil {
+				r.notes = append(r.notes, c.torn.place.String()+": the last line is the beginning of a record, and is not counted")
+			}
 			chains = append(chains[:at:at], chains[at+1:]...)
 		case nerr != nil:
 			return nerr

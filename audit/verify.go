@@ -333,8 +333,9 @@ func (v *verifier) special(data []byte) (Entry, error) {
 	switch authz.Kind(kind) {
 	case KindRotation, KindOverflow, authz.KindLost:
 		return decode(data)
+	default:
+		return Entry{}, nil
 	}
-	return Entry{}, nil
 }
 
 // begin takes in the first record.

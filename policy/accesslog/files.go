@@ -109,14 +109,14 @@ func (f *finder) path(path string) error {
 	if info.IsDir() {
 		return f.folder(path)
 	}
-	real, err := filepath.EvalSymlinks(path)
+	path, err = filepath.EvalSymlinks(path)
 	if err != nil {
 		return err
 	}
-	name := parseName(filepath.Base(real))
-	f.add(real, name)
+	name := parseName(filepath.Base(path))
+	f.add(path, name)
 	if name.first == 0 && !name.second {
-		return f.beside(real, name.log)
+		return f.beside(path, name.log)
 	}
 	return nil
 }

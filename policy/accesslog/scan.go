@@ -29,7 +29,7 @@ type scanner struct {
 }
 
 // field is a field of a line, in the order in which the log writes them.
-type field uint8
+type field = uint8
 
 const (
 	fieldTime field = iota
@@ -76,7 +76,7 @@ const (
 
 // names are the fields' names as they stand in a line.
 func names() [fieldCount]string {
-	return [...]string{
+	return [...]string{ //nolint:gosec // they name fields, and hold no credential
 		fieldTime: `"time":`, fieldKind: `"kind":`, fieldPlugin: `"plugin":`, fieldDoor: `"door":`, fieldDecision: `"decision":`,
 		fieldAllowed: `"allowed":`, fieldReason: `"reason":`, fieldGrant: `"grant":`, fieldRule: `"rule":`, fieldGeneration: `"generation":`,
 		fieldMethod: `"method":`, fieldScheme: `"scheme":`, fieldHost: `"host":`, fieldPort: `"port":`, fieldPath: `"path":`, fieldQuery: `"query":`,

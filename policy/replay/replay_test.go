@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -220,15 +221,16 @@ func expected(before, after policy.Subject, requests []authz.Request, masked boo
 // TestReplay: the replay of a log, masked or not, under its own policy changes nothing,
 // and under another one what the two decide differently.
 func TestReplay(t *testing.T) {
+	temp, logs := t.TempDir(), 0
 	rapid.Check(t, func(t *rapid.T) {
 		before, after := drawPolicy(t, "before"), drawPolicy(t, "after")
 		requests := rapid.SliceOfN(rapid.Custom(drawRequest), 1, 40).Draw(t, "requests")
 		for _, full := range []bool{true, false} {
-			dir, err := os.MkdirTemp("", "chaperone-replay-")
-			if err != nil {
+			logs++
+			dir := filepath.Join(temp, strconv.Itoa(logs))
+			if err := os.Mkdir(dir, 0o700); err != nil {
 				t.Fatal(err)
 			}
-			defer os.RemoveAll(dir)
 			record(t, dir, before, requests, full)
 			for name, s := range map[string]policy.Subject{"itself": before, "another policy": after} {
 				got, want := countsOf(replayed(t, dir, s)), expected(before, s, requests, !full)

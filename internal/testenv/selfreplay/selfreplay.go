@@ -11,6 +11,7 @@ import (
 	"maps"
 	"os"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -123,9 +124,9 @@ func report(t testing.TB, r replay.Result, left int) {
 				c.Count, list.what, c.New, c.Old, c.Sample.Method, c.Sample.URL, c.Sample.Decision, c.Sample.File, c.Sample.Line)
 		}
 	}
-	text := ""
+	var text strings.Builder
 	for _, why := range slices.Sorted(maps.Keys(r.NotReplayable)) {
-		text += fmt.Sprintf(", %s %d", why, r.NotReplayable[why])
+		fmt.Fprintf(&text, ", %s %d", why, r.NotReplayable[why])
 	}
-	t.Logf("self-replay: %d accesses, %d by other files%s", r.Accesses, left, text)
+	t.Logf("self-replay: %d accesses, %d by other files%s", r.Accesses, left, text.String())
 }

@@ -218,6 +218,21 @@ func (r *Reader) Accesses(ctx context.Context) iter.Seq2[*Access, error] {
 	}
 }
 
+// maxNotes bounds the notes about one log that is broken in many places.
+const maxNotes = 20
+
+// broken returns an error for a chain that is broken, or notes it and returns nil if such
+// logs are read.
+func (r *Reader) broken(err error) error {
+	if !r.options.Unverified {
+		return err
+	}
+	if len(r.notes) < maxNotes {
+		r.notes = append(r.notes, "the chain is broken: "+err.Error())
+	}
+	return nil
+}
+
 // errStopped ends reading when the caller wants no more.
 var errStopped = errors.New("stopped")
 

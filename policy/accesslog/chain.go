@@ -31,8 +31,9 @@ type cursor struct {
 	gaps  []gap
 	kept  uint64 // records below were removed by the log itself
 
-	scan  *scanner
-	entry audit.Entry // the last record
+	broken func(error) error // judges a chain that is broken: an error to return, or nil to go on
+	scan   *scanner
+	entry  audit.Entry // the last record
 }
 
 // torn is what a failed write left: bytes that the next record has to explain.
@@ -41,6 +42,10 @@ type torn struct {
 	bytes int64
 	text  []byte // its beginning
 }
+
+// maxGaps bounds the gaps of a chain that are kept until it is known which of them the log
+// explains.
+const maxGaps = 10_000
 
 // gap is a run of records that are not there.
 type gap struct {
@@ -139,10 +144,14 @@ func (c *cursor) follow(prev, hash []byte) error {
 	case !c.began:
 	case e.Seq <= c.seq:
 		return errAt(c.place, "record %d stands behind record %d", e.Seq, c.seq)
+	case e.Seq > c.seq+1 && len(c.gaps) >= maxGaps:
+		return errAt(c.place, "records are missing in more than %d places", maxGaps)
 	case e.Seq > c.seq+1:
 		c.gaps = append(c.gaps, gap{c.place, c.seq + 1, e.Seq - 1})
 	case string(prev) != string(c.hash):
-		return errAt(c.place, "record %d does not name the record before it", e.Seq)
+		if err := c.broken(errAt(c.place, "record %d does not name the record before it", e.Seq)); err != nil {
+			return err
+		}
 	}
 	if e.Kind == string(audit.KindRotation) {
 		c.kept = max(c.kept, e.First)
@@ -156,10 +165,14 @@ func (t *torn) err() error { return errAt(t.place, "the line is not a record of 
 // end checks what is left at the end of the chain.
 func (c *cursor) end() error {
 	for _, g := range c.gaps {
-		if g.to >= c.kept {
-			return errAt(g.place, "records %d to %d are missing before it", g.from, g.to)
+		if g.to < c.kept {
+			continue
+		}
+		if err := c.broken(errAt(g.place, "records %d to %d are missing before it", g.from, g.to)); err != nil {
+			return err
 		}
 	}
+	c.gaps = nil
 	if t := c.torn; t != nil && !c.mayBeNext(t.text) {
 		return t.err()
 	}

@@ -29,7 +29,7 @@ func (r *Reader) readLog(ctx context.Context, l *logFiles, yield func(*Access, e
 	j := joiner{r: r, yield: yield, open: map[string]*Access{}}
 	var chains []*cursor
 	for _, files := range [][]logFile{l.first, l.second} {
-		c := &cursor{log: l.name, files: files, stdin: r.options.Stdin, scan: newScanner()}
+		c := &cursor{log: l.name, files: files, stdin: r.options.Stdin, scan: newScanner(), broken: r.broken}
 		defer func() { err = errors.Join(err, c.close()) }()
 		switch nerr := c.next(); {
 		case nerr == nil:

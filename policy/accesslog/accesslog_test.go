@@ -209,6 +209,9 @@ func TestReadBadLines(t *testing.T) {
 		"cut last record":  {string(data[:len(data)-100]), ""},
 		"no newline":       {string(data[:len(data)-1]), ""},
 		"overlong line":    {strings.Repeat("x", 200<<10), ":1: the line is longer than a record can be"},
+		"empty lines":      {join(lines[:3], []string{"\n\n"}, lines[3:]), ""},
+		"too many of them": {join(lines[:3], []string{strings.Repeat("\n", 1000)}, lines[3:]), ":68: more than 64 lines in a row are empty"},
+		"foreign file":     {strings.Repeat(strings.Repeat("x", 1000)+"\n", 1<<15), ":1: the line is not a record of an audit log"},
 		"cut first record": {lines[0][:50], ":1: the line is not a record of an audit log"},
 	} {
 		path := filepath.Join(t.TempDir(), "copy.jsonl")

@@ -13,6 +13,13 @@ import (
 // maxLine is longer than any line of a log.
 const maxLine = 128 << 10
 
+// maxBlank is how many empty lines in a row are read. A small compressed file can hold
+// any number of them.
+const maxBlank = 64
+
+// maxTorn is how much text that is no record is read to find the record that explains it.
+const maxTorn = 16 << 20
+
 // cursor reads the records of one chain, in order, and checks that each names the one
 // before it.
 type cursor struct {
@@ -25,6 +32,7 @@ type cursor struct {
 	place Place
 
 	began bool
+	blank int // empty lines since the last that was not
 	seq   uint64
 	hash  []byte
 	torn  *torn
@@ -68,15 +76,21 @@ func (c *cursor) next() error {
 		if err != nil {
 			return err
 		}
-		if len(line) == 0 {
-			continue // the newline that was missing at the end of a record
+		if len(line) == 0 { // the newline that was missing at the end of a record
+			if c.blank++; c.blank > maxBlank {
+				return errAt(c.place, "more than %d lines in a row are empty, which no log has", maxBlank)
+			}
+			continue
 		}
+		c.blank = 0
 		c.entry = audit.Entry{}
 		if err := c.scan.decode(line, &c.entry); err != nil {
 			if c.torn == nil {
 				c.torn = &torn{place: c.place, text: append([]byte(nil), line[:min(len(line), 256)]...)}
 			}
-			c.torn.bytes += int64(len(line)) + 1
+			if c.torn.bytes += int64(len(line)) + 1; c.torn.bytes > maxTorn {
+				return c.torn.err()
+			}
 			continue
 		}
 		prev, hash := []byte(c.entry.Prev), []byte(c.entry.Hash)

@@ -39,6 +39,10 @@ type walker struct {
 // maxSuggestions bounds the suggestions of one group.
 const maxSuggestions = 50
 
+// maxCopied is how many nodes a subtree has at most for which * is suggested: it is copied at
+// each of its levels.
+const maxCopied = 10_000
+
 // literalIDs reports whether the ids of a position stand literally.
 func (n *node) literalIDs() bool {
 	single := n.ids == 1 && !slices.ContainsFunc(n.classes, idClass.unmistakable)
@@ -129,6 +133,9 @@ func (w *walker) add(s suggestion) {
 
 // addMerged suggests * for the children of n. With like.ids only the ids among them.
 func (w *walker) addMerged(n *node, prefix string, like suggestion) {
+	if len(w.suggested) >= maxSuggestions || n.size(maxCopied) > maxCopied {
+		return
+	}
 	merged := &node{}
 	for segment, child := range n.children {
 		if segment != "" && (!like.ids || classify(segment) != word) {
@@ -143,6 +150,25 @@ func (w *walker) addMerged(n *node, prefix string, like suggestion) {
 		like.text = text
 		w.add(like)
 	}
+}
+
+// size returns how many nodes the subtree has, or a number above most.
+func (n *node) size(most int) int {
+	if n == nil {
+		return 0
+	}
+	size := 1
+	count := func(child *node) {
+		if size <= most {
+			size += child.size(most - size)
+		}
+	}
+	for _, child := range n.children {
+		count(child)
+	}
+	count(n.star)
+	count(n.rest)
+	return size
 }
 
 // loose returns the patterns below n with * for every position of many values.

@@ -3,6 +3,7 @@ package learn
 import (
 	"cmp"
 	"fmt"
+	"maps"
 	"net/netip"
 	"path/filepath"
 	"slices"
@@ -58,9 +59,10 @@ type Rule struct {
 
 	patterns   []pattern // of Paths, in their order
 	suggested  []suggestion
-	wildcard   string // a host that is suggested
-	credential string // of a present rule for the host
-	listed     bool   // one of its patterns is listed
+	wildcard   string   // a host that is suggested
+	below      []string // hosts of the rule below it
+	credential string   // of a present rule for the host
+	listed     bool     // one of its patterns is listed
 }
 
 // Grant returns the grant, with reason in every rule.
@@ -346,7 +348,7 @@ func (p *Proposal) take(rules []Rule) {
 	for _, r := range rules {
 		slices.Sort(r.Methods)
 		r.ID = ruleID(&r, used)
-		r.wildcard = wildcardHost(r.To.Hosts)
+		r.wildcard, r.below = wildcardHost(r.To.Hosts)
 		grant := authz.Grant{Name: p.Terms.Name, Plugin: p.Terms.Plugin, NotAfter: p.Terms.NotAfter, Rules: []authz.Rule{r.Rule}}
 		grant.Rules[0].Reason = "compiled to see whether a rule may state this"
 		if _, problems := authz.Compile(authz.Input{Plugin: p.Terms.Plugin, Grants: []authz.Grant{grant}}, p.Terms.Now); len(problems) > 0 {
@@ -382,21 +384,23 @@ func ruleID(r *Rule, used map[string]bool) string {
 	return id
 }
 
-// wildcardHost returns the wildcard that hosts suggest, or "". It is below a public suffix
-// (https://publicsuffix.org), since names directly below one belong to different owners.
-func wildcardHost(hosts []string) string {
-	below := map[string]int{}
+// wildcardHost returns the wildcard that hosts suggest, or "", and the hosts that are below
+// it. It is below a public suffix (https://publicsuffix.org), since names directly below one
+// belong to different owners.
+func wildcardHost(hosts []string) (wildcard string, below []string) {
+	byParent := map[string][]string{}
 	for _, host := range hosts {
 		_, parent, ok := strings.Cut(host, ".")
 		if _, err := netip.ParseAddr(host); err == nil || !ok {
 			continue
 		}
-		if below[parent]++; below[parent] < manyValues {
-			continue
-		}
-		if _, err := publicsuffix.EffectiveTLDPlusOne(parent); err == nil {
-			return "*." + parent
+		byParent[parent] = append(byParent[parent], host)
+	}
+	for _, parent := range slices.Sorted(maps.Keys(byParent)) {
+		names := byParent[parent]
+		if _, err := publicsuffix.EffectiveTLDPlusOne(parent); err == nil && len(names) >= max(manyValues, len(below)+1) {
+			wildcard, below = "*."+parent, names
 		}
 	}
-	return ""
+	return wildcard, below
 }

@@ -49,7 +49,7 @@ func (p *Proposal) Report(notes []string) Report {
 			e.Suggested = append(e.Suggested, Widening{s.text, s.String(), s.samples})
 		}
 		if r.wildcard != "" {
-			e.Suggested = append(e.Suggested, Widening{r.wildcard, "many hosts below one name", r.To.Hosts})
+			e.Suggested = append(e.Suggested, Widening{r.wildcard, "many hosts below one name", r.below})
 		}
 		out.Evidence = append(out.Evidence, e)
 	}

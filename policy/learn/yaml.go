@@ -94,7 +94,7 @@ func (w *writer) rule(r *Rule) {
 	w.line("    reason: %s", Todo)
 	w.line("    to: {%s}", destination(&r.Rule))
 	if r.wildcard != "" {
-		w.line("    # %d hosts below one name: to grant all of them, put %s in place of them", len(r.To.Hosts), quote(r.wildcard))
+		w.line("    # %d of %d hosts are below one name: to grant all below it, put %s in place of them", len(r.below), len(r.To.Hosts), quote(r.wildcard))
 	}
 	if len(r.Methods) > 0 {
 		w.line("    methods: %s", list(r.Methods))

@@ -76,6 +76,12 @@ func TestDefaults(t *testing.T) {
 	if len(c.Warnings) != 1 || !strings.Contains(c.Warnings[0].Message, "everything it asks for is refused") {
 		t.Errorf("got warnings %v, want one about the lack of grants", c.Warnings)
 	}
+	until := now.Add(24 * time.Hour).UTC().Format(time.RFC3339)
+	write(t, filepath.Join(dir, "sidecar.yaml"), strings.Replace(minimalSidecar, "stateDir: state", "stateDir: state, mode: observe, observeUntil: "+until, 1))
+	c, err = Load(filepath.Join(dir, "sidecar.yaml"), now)
+	if err != nil || len(c.Warnings) != 1 || !strings.Contains(c.Warnings[0].Message, "everything it asks for is observed until "+until+", and refused then") {
+		t.Errorf("got warnings %v and %v, want one about the lack of grants while it observes", c, err)
+	}
 }
 
 const minimalSidecar = `

@@ -168,7 +168,11 @@ func (l *loader) collect(c *Config, s *source, documents []*source) {
 		}
 	}
 	if len(c.Grants) == 0 {
-		s.reporter(&l.warnings)("spec.grants", "hold no PluginGrant for plugin %s; everything it asks for is refused", c.Sidecar.Plugin)
+		effect := "refused"
+		if c.Sidecar.Mode == authz.ModeObserve {
+			effect = "observed until " + c.Sidecar.ObserveUntil.Format(time.RFC3339) + ", and refused then"
+		}
+		s.reporter(&l.warnings)("spec.grants", "hold no PluginGrant for plugin %s; everything it asks for is %s", c.Sidecar.Plugin, effect)
 	}
 }
 

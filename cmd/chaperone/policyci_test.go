@@ -215,7 +215,7 @@ func TestWorkflow(t *testing.T) {
 				t.Errorf("passed: %v, wider: %q, without %q; it printed:\n%s", passed, wider, test.printed, run.output.String())
 			}
 			if passed {
-				checkSARIF(t, run.checkout, test.wider == "true")
+				checkSARIF(t, run.checkout, test.old != "")
 			}
 		})
 	}
@@ -302,13 +302,13 @@ func maskKey(t *testing.T, stateDir string) string {
 
 // checkSARIF fails unless the report for the pull request names the file as the
 // repository does, so that a finding is shown at its line.
-func checkSARIF(t *testing.T, checkout string, wider bool) {
+func checkSARIF(t *testing.T, checkout string, changed bool) {
 	t.Helper()
 	report, err := os.ReadFile(checkout + "/diff.sarif")
 	if err != nil {
 		t.Fatal(err)
 	}
-	if wider && !strings.Contains(string(report), `"uri": "policy/weather.yaml"`) {
-		t.Errorf("no result is at policy/weather.yaml: %s", report)
+	if changed && !strings.Contains(string(report), `"uri": "policy/weather.yaml"`) || strings.Contains(string(report), `"uri": "/`) {
+		t.Errorf("a result is not at policy/weather.yaml: %s", report)
 	}
 }

@@ -103,7 +103,7 @@ func printChange(w io.Writer, c *diff.Change, config string) {
 		line += c.Rule + ": "
 	}
 	if d := c.Shown; d != nil {
-		line += d.Method + " " + d.URL + ": "
+		line += d.Request() + ": "
 	}
 	line += c.Summary
 	if c.More > 0 {

@@ -151,7 +151,7 @@ func (c *cli) printClaim(w io.Writer, f *proveFlags, claim prove.Claim, unfinish
 
 // printDemonstration prints a finding, and the command that shows it.
 func printDemonstration(w io.Writer, d prove.Demonstration, config string) {
-	say(w, "  %s: %s %s: %s", d.Kind, d.Method, d.URL, d.Summary)
+	say(w, "  %s: %s: %s", d.Kind, d.Request(), d.Summary)
 	if d.Old != nil {
 		say(w, "    old: %s", d.Old.Text())
 	}

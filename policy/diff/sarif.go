@@ -121,7 +121,7 @@ func (c *Change) Text(plugin string) string {
 		text += " " + c.Rule
 	}
 	if c.Shown != nil && c.Shown.Kind != "" && c.Shown.Method != "" {
-		text += " " + c.Shown.Method + " " + c.Shown.URL
+		text += " " + c.Shown.Request()
 	}
 	return text + ": " + c.Summary
 }

@@ -62,6 +62,14 @@ type Demonstration struct {
 	Finding Finding `json:"-"`
 }
 
+// Request returns the request as METHOD URL, with its upgrade behind it.
+func (d *Demonstration) Request() string {
+	if d.Upgrade == "" {
+		return d.Method + " " + d.URL
+	}
+	return d.Method + " " + d.URL + ", upgrade " + d.Upgrade
+}
+
 // Decided is the decision of one side.
 type Decided struct {
 	Allowed    bool   `json:"allowed"`

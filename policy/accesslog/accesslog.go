@@ -17,6 +17,7 @@ import (
 	"io"
 	"iter"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/chaperone-proxy/chaperone/audit"
@@ -177,6 +178,9 @@ func Open(o Options) (*Reader, error) {
 	logs, err := find(o.Paths)
 	if err != nil {
 		return nil, fmt.Errorf("open audit logs: %w", err)
+	}
+	if slices.Contains(o.Paths, stdin) && o.Stdin == nil {
+		return nil, errors.New("open audit logs: - is standard input, which this command does not read; name the log's file")
 	}
 	if o.StateDir != "" && len(logs) > 1 {
 		return nil, fmt.Errorf("open audit logs: the state directory %s is that of one log, and these are %d; read them one by one", o.StateDir, len(logs))

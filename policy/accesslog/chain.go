@@ -41,7 +41,7 @@ type cursor struct {
 
 	broken func(error) error // judges a chain that is broken: an error to return, or nil to go on
 	scan   *scanner
-	entry  audit.Entry // the last record
+	entry  *audit.Entry // the last record, which is the scanner's
 }
 
 // torn is what a failed write left: bytes that the next record has to explain.
@@ -83,8 +83,7 @@ func (c *cursor) next() error {
 			continue
 		}
 		c.blank = 0
-		c.entry = audit.Entry{}
-		if err := c.scan.decode(line, &c.entry); err != nil {
+		if c.entry, err = c.scan.decode(line); err != nil {
 			if c.torn == nil {
 				c.torn = &torn{place: c.place, text: append([]byte(nil), line[:min(len(line), 256)]...)}
 			}
@@ -93,11 +92,10 @@ func (c *cursor) next() error {
 			}
 			continue
 		}
-		prev, hash := []byte(c.entry.Prev), []byte(c.entry.Hash)
-		if len(hash) == 0 {
-			prev, hash = prevAndHash(line)
+		if c.entry.Hash != "" {
+			return c.follow([]byte(c.entry.Prev), []byte(c.entry.Hash))
 		}
-		return c.follow(prev, hash)
+		return c.follow(prevAndHash(line))
 	}
 }
 
@@ -148,7 +146,7 @@ func (c *cursor) openNext() error {
 
 // follow checks that the entry is the record behind the one before.
 func (c *cursor) follow(prev, hash []byte) error {
-	e := &c.entry
+	e := c.entry
 	if t := c.torn; t != nil {
 		if c.torn = nil; e.Kind != string(authz.KindLost) || e.TornBytes == 0 {
 			return t.err()

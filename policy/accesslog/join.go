@@ -47,7 +47,7 @@ func (r *Reader) readLog(ctx context.Context, l *logFiles, yield func(*Access, e
 			at = 1
 		}
 		c := chains[at]
-		if err := j.take(&c.entry, c.place); err != nil {
+		if err := j.take(c.entry, c.place); err != nil {
 			return err
 		}
 		switch nerr := c.next(); {

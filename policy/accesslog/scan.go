@@ -2,8 +2,10 @@ package accesslog
 
 import (
 	"bytes"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
+	"math"
 	"net/netip"
 	"time"
 
@@ -15,25 +17,61 @@ import (
 // fields in their order, each at most once, and in plain text. Every other line is decoded
 // by encoding/json, so that the result is that of encoding/json for every line.
 //
-// It does not decode fields that no Access has, such as exe and detail, nor texts of an end
+// Most of a line is the text of the line of its kind before it, so that text is compared
+// and not decoded (see form). The text between a decision's id and the end of its path is
+// also that of its end, which is often the next line.
+//
+// It does not decode fields that no Access has, such as exe and detail, nor those of an end
 // that its decision has, nor the hashes of the chain.
 type scanner struct {
 	names [fieldCount]string
 	last  [fieldCount]string // the last value of each field, which is often repeated
 	known map[string]string  // one copy of each value of fields that have few values
 
-	allowed bool // of the last entry, which points to it
+	decision, end form
+	target        []byte      // the last decision's text between its id and the end of its path; empty for none
+	other         audit.Entry // of the last line of any other form
 
 	day   [len("2006-01-02")]byte // of the last time
 	begin int64                   // of that day, in seconds since 1970
 }
 
-// field is a field of a line, in the order in which the log writes them.
+// form is what the lines of one kind had in common so far. The entry has the values of the
+// last line, so that they stay where a line repeats its text.
+type form struct {
+	entry   audit.Entry // its fields from kind on are those of the last line
+	allowed bool        // the entry points to it
+	// runs are the texts behind the value of kind and of each varying field in the last line
+	// that had the field. A run is invalid if another line may have set its fields since.
+	runs [fieldCount]run
+}
+
+// run is the text from the comma behind a field's value to the value of the next varying
+// field, or to the end of the line.
+type run struct {
+	valid bool
+	next  field // fieldCount at the end
+	text  []byte
+}
+
+// follows reports whether the run is at the beginning of the text.
+func (r *run) follows(text []byte) bool {
+	return r.valid && bytes.HasPrefix(text, r.text) && (r.next != fieldCount || len(text) == len(r.text))
+}
+
+// forget makes the form that of no line.
+func (f *form) forget() {
+	f.entry = audit.Entry{Kind: f.entry.Kind}
+	for i := range f.runs {
+		f.runs[i].valid = false
+	}
+}
+
+// field is a field of a line behind its time, in the order in which the log writes them.
 type field = uint8
 
 const (
-	fieldTime field = iota
-	fieldKind
+	fieldKind field = iota
 	fieldPlugin
 	fieldDoor
 	fieldDecision
@@ -77,7 +115,7 @@ const (
 // names are the fields' names as they stand in a line.
 func names() [fieldCount]string {
 	return [...]string{ //nolint:gosec // they name fields, and hold no credential
-		fieldTime: `"time":`, fieldKind: `"kind":`, fieldPlugin: `"plugin":`, fieldDoor: `"door":`, fieldDecision: `"decision":`,
+		fieldKind: `"kind":`, fieldPlugin: `"plugin":`, fieldDoor: `"door":`, fieldDecision: `"decision":`,
 		fieldAllowed: `"allowed":`, fieldReason: `"reason":`, fieldGrant: `"grant":`, fieldRule: `"rule":`, fieldGeneration: `"generation":`,
 		fieldMethod: `"method":`, fieldScheme: `"scheme":`, fieldHost: `"host":`, fieldPort: `"port":`, fieldPath: `"path":`, fieldQuery: `"query":`,
 		fieldMasked: `"masked":`, fieldFormat: `"format":`, fieldAttempt: `"attempt":`, fieldAskedScheme: `"asked_scheme":`,
@@ -91,79 +129,189 @@ func names() [fieldCount]string {
 // maxKnown bounds the copies of values that are kept.
 const maxKnown = 4096
 
-func newScanner() *scanner { return &scanner{names: names(), known: map[string]string{}} }
-
-// decode reads a line into an entry, whose fields must be zero. Hashes and fields that no
-// Access has may be left out of an access's entry.
-func (s *scanner) decode(line []byte, entry *audit.Entry) error {
-	if s.access(line, entry) {
-		return nil
-	}
-	*entry = audit.Entry{}
-	if err := json.Unmarshal(line, entry); err != nil {
-		return err
-	}
-	if entry.Seq == 0 || entry.Kind == "" || len(entry.Hash) == 0 || entry.Time.IsZero() {
-		return errors.New("it is not a record of an audit log")
-	}
-	return nil
+func newScanner() *scanner {
+	s := &scanner{names: names(), known: map[string]string{}}
+	s.decision.entry.Kind, s.end.entry.Kind = string(authz.KindDecision), string(authz.KindEnd)
+	return s
 }
 
-// access reads the line of an access, or reports false and leaves entry in any state.
-func (s *scanner) access(line []byte, entry *audit.Entry) bool {
-	body, ok := linked(line, &entry.Seq)
-	if !ok || !plain(line) {
-		return false
+// decode reads a line. The entry is that of the scanner until the next line. Hashes and
+// fields that no Access has may be left out of an access's entry.
+func (s *scanner) decode(line []byte) (*audit.Entry, error) {
+	if entry := s.access(line); entry != nil {
+		return entry, nil
 	}
-	all := &s.names
-	for next := fieldTime; len(body) > 0; next++ {
-		if body = body[1:]; len(body) < 2 { // a comma
+	s.other = audit.Entry{}
+	if err := json.Unmarshal(line, &s.other); err != nil {
+		return nil, err
+	}
+	if e := &s.other; e.Seq == 0 || e.Kind == "" || len(e.Hash) == 0 || e.Time.IsZero() {
+		return nil, errors.New("it is not a record of an audit log")
+	}
+	return &s.other, nil
+}
+
+// access reads the line of an access, or returns nil.
+func (s *scanner) access(line []byte) *audit.Entry {
+	const kind = `,"kind":"`
+	seq, body, ok := linked(line)
+	if !ok {
+		return nil
+	}
+	at, body, ok := s.time(body)
+	if !ok || at.IsZero() {
+		return nil
+	}
+	body, ok = bytes.CutPrefix(body, []byte(kind))
+	if !ok {
+		return nil
+	}
+	f := &s.decision
+	if rest, ok := bytes.CutPrefix(body, []byte(`decision"`)); ok {
+		body, s.target = rest, s.target[:0]
+	} else if rest, ok := bytes.CutPrefix(body, []byte(`end"`)); ok {
+		body, f = rest, &s.end
+	} else {
+		return nil // others have further fields
+	}
+	if !s.fields(f, body) {
+		f.forget()
+		s.target = s.target[:0]
+		return nil
+	}
+	f.entry.Seq, f.entry.Time = seq, at
+	return &f.entry
+}
+
+// fields reads the fields behind kind.
+func (s *scanner) fields(f *form, body []byte) (ok bool) {
+	var target []byte
+	for at := fieldKind; ; {
+		if run := &f.runs[at]; run.follows(body) {
+			at, body = run.next, body[len(run.text):]
+		} else if at, body, ok = s.run(f, at, body); !ok {
 			return false
 		}
+		if at == fieldCount {
+			return true
+		}
+		if body, ok = s.value(f, at, body); !ok {
+			return false
+		}
+		switch {
+		case at == fieldDecision && f == &s.decision:
+			target = body
+		case at == fieldPath && f == &s.decision && target != nil:
+			s.target = append(s.target[:0], target[:len(target)-len(body)]...)
+		case at == fieldDecision && len(s.target) > 0 && bytes.HasPrefix(body, s.target):
+			at, body = fieldPath, body[len(s.target):]
+			f.setAllowed(s.decision.allowed && s.decision.entry.Allowed != nil, s.decision.entry.Allowed != nil)
+			f.entry.Reason = s.decision.entry.Reason
+			f.runs[fieldDecision].valid = false // of allowed and reason
+		}
+	}
+}
+
+// run reads the fields behind a varying field to the next one, or to the end of the line,
+// and keeps their text.
+func (s *scanner) run(f *form, last field, body []byte) (next field, rest []byte, ok bool) {
+	next, rest, ok = s.untilVarying(f, last+1, body)
+	if ok {
+		r := &f.runs[last]
+		r.valid, r.next, r.text = true, next, append(r.text[:0], body[:len(body)-len(rest)]...)
+	}
+	return next, rest, ok
+}
+
+func (s *scanner) untilVarying(f *form, next field, rest []byte) (_ field, _ []byte, ok bool) {
+	for all := &s.names; len(rest) > 0; next++ {
+		if rest[0] != ',' || len(rest) < 3 {
+			return 0, nil, false
+		}
+		rest = rest[1:]
 		// Most names differ in their first letter.
-		for next < fieldCount && (all[next][1] != body[1] || !bytes.HasPrefix(body, []byte(all[next]))) {
+		for next < fieldCount && (all[next][1] != rest[1] || !bytes.HasPrefix(rest, []byte(all[next]))) {
+			f.clear(next)
 			next++
 		}
 		if next == fieldCount {
-			return false
+			return 0, nil, false
 		}
-		if body, ok = s.value(entry, next, body[len(all[next]):]); !ok {
-			return false
+		if rest = rest[len(all[next]):]; varies(next) {
+			return next, rest, true
 		}
-		if next == fieldKind && entry.Kind != "decision" && entry.Kind != "end" {
-			return false // others have further fields
-		}
-		if len(body) > 0 && body[0] != ',' {
-			return false
+		if rest, ok = s.value(f, next, rest); !ok {
+			return 0, nil, false
 		}
 	}
-	return entry.Kind != "" && !entry.Time.IsZero()
+	for ; next < fieldCount; next++ {
+		f.clear(next)
+	}
+	return fieldCount, rest, true
+}
+
+// varies reports whether a field often has another value than in the line before.
+func varies(f field) bool {
+	switch f {
+	case fieldDecision, fieldGrant, fieldRule, fieldMethod, fieldHost, fieldPath, fieldQuery, fieldAddress, fieldResolved, fieldCredential,
+		fieldLease, fieldSentBytes, fieldBytes, fieldLatency, fieldPID, fieldTraceID, fieldSpanID, fieldDetail:
+		return true
+	}
+	return false
+}
+
+// clear sets a field that a line does not have to its zero value.
+func (f *form) clear(at field) {
+	f.runs[at].valid = false
+	e := &f.entry
+	switch at {
+	case fieldAllowed:
+		e.Allowed = nil
+	case fieldAttempt:
+		e.Attempt = false
+	case fieldUnenforceable:
+		e.Unenforceable = nil
+	case fieldResolved:
+		e.Resolved = nil
+	default:
+		if to := textOf(e, at); to != nil {
+			*to = ""
+		} else {
+			setNumber(e, at, 0)
+		}
+	}
+}
+
+func (f *form) setAllowed(allowed, stated bool) {
+	if f.allowed, f.entry.Allowed = allowed, nil; stated {
+		f.entry.Allowed = &f.allowed
+	}
 }
 
 // hashLen is the length of a hash of the chain.
 const hashLen = 43
 
-// linked returns the fields of a line between its prev and its hash, each behind a comma.
-func linked(line []byte, seq *uint64) (body []byte, ok bool) {
+// linked returns the number of a line's record and its fields between its prev and its
+// hash, each behind a comma.
+func linked(line []byte) (seq uint64, body []byte, ok bool) {
 	rest, ok := bytes.CutPrefix(line, []byte(`{"seq":`))
 	if !ok {
-		return nil, false
+		return 0, nil, false
 	}
 	n, rest, ok := number(rest)
 	if !ok || n < 1 {
-		return nil, false
+		return 0, nil, false
 	}
-	*seq = uint64(n)
 	const prev, hash, end = `,"prev":"`, `,"hash":"`, `"}`
 	rest, ok = bytes.CutPrefix(rest, []byte(prev))
 	tail := len(rest) - len(hash) - hashLen - len(end)
-	if !ok || tail <= hashLen || rest[hashLen] != '"' || bytes.IndexByte(rest[:hashLen], '"') >= 0 {
-		return nil, false
+	if !ok || tail <= hashLen || rest[hashLen] != '"' || !plain(rest[:hashLen]) {
+		return 0, nil, false
 	}
-	if string(rest[tail:][:len(hash)]) != hash || string(rest[len(rest)-len(end):]) != end || bytes.IndexByte(rest[len(rest)-len(end)-hashLen:][:hashLen], '"') >= 0 {
-		return nil, false
+	if last := rest[tail:]; string(last[:len(hash)]) != hash || string(last[len(hash)+hashLen:]) != end || !plain(last[len(hash):][:hashLen]) {
+		return 0, nil, false
 	}
-	return rest[hashLen+1 : tail], rest[hashLen+1] == ','
+	return uint64(n), rest[hashLen+1 : tail], true
 }
 
 // prevAndHash returns the hashes of a line that linked accepts.
@@ -173,68 +321,82 @@ func prevAndHash(line []byte) (prev, hash []byte) {
 	return line[at : at+hashLen], line[end-hashLen : end]
 }
 
-// plain reports whether a line is printable ASCII without a backslash, so that each text
-// in it stands for itself. It judges eight bytes at a time.
-func plain(line []byte) bool {
+// plain reports whether a text between quotes stands for itself: printable ASCII without a
+// quote and a backslash. It judges eight bytes at a time.
+func plain(text []byte) bool {
 	const ones, tops = 0x0101010101010101, 0x8080808080808080
-	for ; len(line) >= 8; line = line[8:] {
-		w := uint64(line[0]) | uint64(line[1])<<8 | uint64(line[2])<<16 | uint64(line[3])<<24 |
-			uint64(line[4])<<32 | uint64(line[5])<<40 | uint64(line[6])<<48 | uint64(line[7])<<56
-		backslash := w ^ '\\'*ones
-		if ((w-' '*ones)&^w|(backslash-ones)&^backslash|w)&tops != 0 {
+	for ; len(text) >= 8; text = text[8:] {
+		w := binary.LittleEndian.Uint64(text)
+		backslash, quote := w^'\\'*ones, w^'"'*ones
+		if ((w-' '*ones)&^w|(backslash-ones)&^backslash|(quote-ones)&^quote|w)&tops != 0 {
 			return false
 		}
 	}
-	for _, c := range line {
-		if c < ' ' || c >= 0x80 || c == '\\' {
+	for _, c := range text {
+		if c < ' ' || c >= 0x80 || c == '\\' || c == '"' {
 			return false
 		}
 	}
 	return true
 }
 
-// value reads the value of a field and returns the bytes behind it.
-func (s *scanner) value(e *audit.Entry, f field, b []byte) (rest []byte, ok bool) {
-	switch f {
-	case fieldAllowed, fieldAttempt:
-		return s.boolean(e, f, b)
-	case fieldGeneration, fieldPort, fieldFormat, fieldAskedPort, fieldSentBytes, fieldBytes, fieldLatency, fieldPID, fieldUID:
-		n, rest, ok := number(b)
-		return rest, ok && setNumber(e, f, n)
-	case fieldUnenforceable, fieldResolved:
-		return s.list(e, f, b)
-	}
+// quoted cuts a text off, without its quotes. It does not judge it.
+func quoted(b []byte) (text, rest []byte, ok bool) {
 	if len(b) == 0 || b[0] != '"' {
-		return nil, false
+		return nil, nil, false
 	}
 	end := bytes.IndexByte(b[1:], '"')
 	if end < 0 {
-		return nil, false
+		return nil, nil, false
 	}
-	text, rest := b[1:1+end], b[end+2:]
-	if f == fieldTime {
-		e.Time, ok = s.time(text)
-		return rest, ok
-	}
-	if e.Kind == string(authz.KindEnd) && f != fieldDecision && f != fieldReason && f != fieldAddress {
-		return rest, true // its decision has it
-	}
-	if to := textOf(e, f); to != nil {
-		*to = s.text(f, text)
-	}
-	return rest, true
+	return b[1 : 1+end], b[end+2:], true
 }
 
-// text returns the one copy of a value.
-func (s *scanner) text(f field, b []byte) string {
+// value reads the value of a field and returns the bytes behind it.
+func (s *scanner) value(f *form, at field, b []byte) (rest []byte, ok bool) {
+	switch at {
+	case fieldAllowed, fieldAttempt:
+		return f.boolean(at, b)
+	case fieldGeneration, fieldPort, fieldFormat, fieldAskedPort, fieldSentBytes, fieldBytes, fieldLatency, fieldPID, fieldUID:
+		n, rest, ok := number(b)
+		if !ok || !inRange(at, n) {
+			return nil, false
+		}
+		if f != &s.end || at != fieldGeneration && at != fieldPort { // its decision has them
+			setNumber(&f.entry, at, n)
+		}
+		return rest, true
+	case fieldUnenforceable, fieldResolved:
+		return s.list(f, at, b)
+	}
+	text, rest, ok := quoted(b)
+	if !ok {
+		return nil, false
+	}
+	var to *string
+	if f != &s.end || at == fieldDecision || at == fieldReason || at == fieldAddress {
+		to = textOf(&f.entry, at)
+	}
+	if to == nil {
+		return rest, plain(text) // its decision has it, or no Access
+	}
+	*to, ok = s.text(at, text)
+	return rest, ok
+}
+
+// text returns the one copy of a value, if it stands for itself.
+func (s *scanner) text(f field, b []byte) (text string, ok bool) {
 	last := &s.last[f]
 	if *last == string(b) {
-		return *last
+		return *last, true
+	}
+	if !plain(b) {
+		return "", false
 	}
 	switch f {
 	case fieldDecision, fieldPath, fieldQuery, fieldAddress:
 		*last = string(b) // they have as many values as there are accesses
-		return *last
+		return *last, true
 	}
 	known, ok := s.known[string(b)]
 	if !ok {
@@ -245,14 +407,12 @@ func (s *scanner) text(f field, b []byte) string {
 		s.known[known] = known
 	}
 	*last = known
-	return known
+	return known, true
 }
 
 // textOf returns where a text is decoded to, nil for one that is not.
 func textOf(e *audit.Entry, f field) *string {
 	switch f {
-	case fieldKind:
-		return &e.Kind
 	case fieldPlugin:
 		return &e.Plugin
 	case fieldDoor:
@@ -291,18 +451,26 @@ func textOf(e *audit.Entry, f field) *string {
 	return nil
 }
 
-// setNumber sets a number, and reports whether it is in the field's range.
-func setNumber(e *audit.Entry, f field, n int64) bool {
+// inRange reports whether the entry's field can hold a number.
+func inRange(f field, n int64) bool {
+	switch f {
+	case fieldGeneration:
+		return n >= 0
+	case fieldPort, fieldAskedPort:
+		return 0 <= n && n <= math.MaxUint16
+	}
+	return true
+}
+
+// setNumber sets a number that is in the field's range.
+func setNumber(e *audit.Entry, f field, n int64) {
 	switch f {
 	case fieldGeneration:
 		e.Generation = uint64(max(n, 0))
-		return n >= 0
 	case fieldPort:
-		e.Port = uint16(n & 0xffff)
-		return int64(e.Port) == n
+		e.Port = uint16(n & math.MaxUint16)
 	case fieldAskedPort:
-		e.AskedPort = uint16(n & 0xffff)
-		return int64(e.AskedPort) == n
+		e.AskedPort = uint16(n & math.MaxUint16)
 	case fieldFormat:
 		e.Format = int(n)
 	case fieldSentBytes:
@@ -312,7 +480,6 @@ func setNumber(e *audit.Entry, f field, n int64) bool {
 	case fieldLatency:
 		e.LatencyUS = n
 	}
-	return true
 }
 
 // number reads an integer of at most 18 digits.
@@ -337,56 +504,71 @@ func number(b []byte) (n int64, rest []byte, ok bool) {
 	return n, b[i:], true
 }
 
-func (s *scanner) boolean(e *audit.Entry, f field, b []byte) (rest []byte, ok bool) {
+func (f *form) boolean(at field, b []byte) (rest []byte, ok bool) {
 	value := false
 	if rest, ok = bytes.CutPrefix(b, []byte("true")); ok {
 		value = true
 	} else if rest, ok = bytes.CutPrefix(b, []byte("false")); !ok {
 		return nil, false
 	}
-	if f == fieldAttempt {
-		e.Attempt = value
+	if at == fieldAttempt {
+		f.entry.Attempt = value
 	} else {
-		s.allowed = value
-		e.Allowed = &s.allowed
+		f.setAllowed(value, true)
 	}
 	return rest, true
 }
 
-// list reads a list of texts that is not empty.
-func (s *scanner) list(e *audit.Entry, f field, b []byte) (rest []byte, ok bool) {
+// list reads a list of texts that is not empty. It makes a new list, since an Access keeps
+// the one of the line before.
+func (s *scanner) list(f *form, at field, b []byte) (rest []byte, ok bool) {
 	if len(b) == 0 || b[0] != '[' {
 		return nil, false
 	}
+	if at == fieldUnenforceable {
+		f.entry.Unenforceable = nil
+	} else {
+		f.entry.Resolved = nil
+	}
 	for first := true; first || b[0] == ','; first = false {
-		b = b[1:]
-		if len(b) == 0 || b[0] != '"' {
+		text, rest, ok := quoted(b[1:])
+		if !ok || len(rest) == 0 {
 			return nil, false
 		}
-		end := bytes.IndexByte(b[1:], '"')
-		if end < 0 {
+		b = rest
+		known, ok := s.text(at, text)
+		if !ok {
 			return nil, false
 		}
-		text := s.text(f, b[1:1+end])
-		if b = b[end+2:]; len(b) == 0 {
-			return nil, false
-		}
-		if f == fieldUnenforceable {
-			e.Unenforceable = append(e.Unenforceable, text)
+		if at == fieldUnenforceable {
+			f.entry.Unenforceable = append(f.entry.Unenforceable, known)
 			continue
 		}
-		addr, err := netip.ParseAddr(text)
+		addr, err := netip.ParseAddr(known)
 		if err != nil {
 			return nil, false
 		}
-		e.Resolved = append(e.Resolved, addr)
+		f.entry.Resolved = append(f.entry.Resolved, addr)
 	}
 	return b[1:], b[0] == ']'
 }
 
-// time reads a time as the log writes it: RFC 3339 in UTC with up to 9 digits behind the
-// point.
-func (s *scanner) time(b []byte) (time.Time, bool) {
+// time reads the first field, the time as the log writes it: RFC 3339 in UTC with up to 9
+// digits behind the point.
+func (s *scanner) time(body []byte) (at time.Time, rest []byte, ok bool) {
+	body, ok = bytes.CutPrefix(body, []byte(`,"time":`))
+	if !ok {
+		return at, nil, false
+	}
+	text, rest, ok := quoted(body)
+	if !ok {
+		return at, nil, false
+	}
+	at, ok = s.parseTime(text)
+	return at, rest, ok
+}
+
+func (s *scanner) parseTime(b []byte) (time.Time, bool) {
 	const day, seconds = len("2006-01-02"), len("2006-01-02T15:04:05")
 	if len(b) < seconds+1 || len(b) > seconds+len(".999999999Z") || b[day] != 'T' || b[13] != ':' || b[16] != ':' || b[len(b)-1] != 'Z' {
 		return time.Time{}, false

@@ -4,11 +4,13 @@ import (
 	"encoding/json"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"pgregory.net/rapid"
 
 	"github.com/chaperone-proxy/chaperone/audit"
 	"github.com/chaperone-proxy/chaperone/authz"
@@ -54,19 +56,24 @@ func lines(tb testing.TB) []string {
 func TestScanIsFast(t *testing.T) {
 	all := lines(t)
 	for i, want := range []bool{true, true, true, false, false} {
-		if got := newScanner().access([]byte(all[i]), &audit.Entry{}); got != want {
+		if got := newScanner().access([]byte(all[i])) != nil; got != want {
 			t.Errorf("%s: scanned %v, want %v", all[i], got, want)
 		}
 	}
 }
 
+// failer is a test, or one case of a property.
+type failer interface {
+	Fatalf(format string, args ...any)
+}
+
 // compare checks that a line is scanned to what encoding/json decodes, or not at all.
-func compare(t *testing.T, line string) {
-	s := newScanner()
-	var got audit.Entry
-	if !s.access([]byte(line), &got) {
+func compare(t failer, s *scanner, line string) {
+	scanned := s.access([]byte(line))
+	if scanned == nil {
 		return
 	}
+	got := *scanned
 	var want audit.Entry
 	if err := json.Unmarshal([]byte(line), &want); err != nil {
 		t.Fatalf("%q is scanned, and encoding/json reports: %v", line, err)
@@ -78,16 +85,20 @@ func compare(t *testing.T, line string) {
 	if want.Kind == "end" {
 		want.Plugin, want.Door, want.Grant, want.Rule, want.Method, want.Scheme, want.Host, want.Path = "", "", "", "", "", "", "", ""
 		want.Query, want.Masked, want.AskedScheme, want.Upgrade, want.DecidedBy, want.Credential = "", "", "", "", "", ""
+		want.Generation, want.Port = 0, 0
 	}
 	if diff := cmp.Diff(want, got, cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); diff != "" {
 		t.Fatalf("%q (-encoding/json +scanned):\n%s", line, diff)
 	}
 }
 
-// FuzzScan: for any line the scanner has the result of encoding/json, or leaves it to it.
+// FuzzScan: for any line the scanner has the result of encoding/json, or leaves it to it,
+// whatever lines it read before.
 func FuzzScan(f *testing.F) {
-	for _, line := range lines(f) {
-		f.Add(line)
+	all := lines(f)
+	for i, line := range all {
+		before := all[(i+len(all)-1)%len(all)]
+		f.Add(before, line)
 		for _, change := range [][2]string{
 			{`"port":443`, `"port":65536`},
 			{`"port":443`, `"port":-0`},
@@ -114,8 +125,75 @@ func FuzzScan(f *testing.F) {
 			{`"generation":3`, `"generation":-3`},
 			{`"generation":3`, `"generation":3}`},
 		} {
-			f.Add(strings.Replace(line, change[0], change[1], 1))
+			changed := strings.Replace(line, change[0], change[1], 1)
+			f.Add(before, changed)
+			f.Add(changed, line)
+			f.Add(line, changed)
 		}
 	}
-	f.Fuzz(compare)
+	f.Fuzz(func(t *testing.T, first, second string) {
+		s := newScanner()
+		for _, line := range []string{first, second, second, first, second} {
+			compare(t, s, line)
+		}
+	})
+}
+
+// TestScanAfterOthers: the fields of a line are its own, whichever fields the lines before
+// it had.
+func TestScanAfterOthers(t *testing.T) {
+	originals, names := lines(t)[:3], names()
+	rapid.Check(t, func(t *rapid.T) {
+		s, pool := newScanner(), slices.Clone(originals)
+		for range rapid.IntRange(1, 4).Draw(t, "changes") {
+			edit := drawEdit(t, names[fieldPlugin:])
+			for _, line := range pool {
+				if changed := edit.apply(line); changed != line {
+					pool = append(pool, changed) // a decision and its end alike
+				}
+			}
+		}
+		for _, step := range rapid.SliceOfN(rapid.IntRange(0, len(pool)-1), 2, 24).Draw(t, "steps") {
+			for range 2 { // a line and the one that was changed like it
+				compare(t, s, pool[step%len(pool)])
+				step++
+			}
+		}
+	})
+}
+
+// TestScanLongerThanBefore: a line that goes on where the one before it ended is read to
+// its end.
+func TestScanLongerThanBefore(t *testing.T) {
+	attempt := lines(t)[2]
+	for _, line := range []string{attempt, strings.Replace(attempt, `,"hash"`, `0,"hash"`, 1), strings.Replace(attempt, `,"hash"`, `,"hash":"","hash"`, 1)} {
+		s := newScanner()
+		compare(t, s, strings.Replace(attempt, `,"attempt":true`, "", 1))
+		compare(t, s, attempt)
+		compare(t, s, line)
+	}
+}
+
+// edit removes a field, or gives it another value.
+type edit struct{ name, value string }
+
+func drawEdit(t *rapid.T, names []string) edit {
+	values := []string{"", `""`, `"a"`, "\"`\"", `"\\n"`, `"\u00fc"`, "0", "1", "11", "65536", "-1", "false", `["tls"]`, `["192.0.2.9"]`, "[]"}
+	return edit{rapid.SampledFrom(names).Draw(t, "name"), rapid.SampledFrom(values).Draw(t, "value")}
+}
+
+func (e edit) apply(line string) string {
+	at := strings.Index(line, ","+e.name)
+	if at < 0 {
+		return line
+	}
+	value := line[at+1+len(e.name):]
+	end := strings.IndexAny(value, ",}")
+	if value[0] == '[' {
+		end = strings.IndexByte(value, ']') + 1
+	}
+	if e.value == "" {
+		return line[:at] + value[end:]
+	}
+	return line[:at+1+len(e.name)] + e.value + value[end:]
 }

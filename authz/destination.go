@@ -334,6 +334,9 @@ func canonicalPath(s string) (path string, encodedSlash bool, err error) {
 		return "", false, errors.New("path does not start with /")
 	}
 	if plainPath(s) {
+		if !strings.Contains(s, "//") && !strings.Contains(s, "/.") {
+			return s, false, nil // no segment is empty, nor begins as a dot segment does
+		}
 		return s, false, checkSegments(s)
 	}
 	out := make([]byte, 0, len(s)+8)

@@ -162,6 +162,21 @@ func TestDestinationParts(t *testing.T) {
 	}
 }
 
+// TestPlainPathSegments: a path without an escape is refused for exactly the segments for
+// which every path is.
+func TestPlainPathSegments(t *testing.T) {
+	paths := []string{"/"}
+	for i := 0; len(paths[i]) < 8; i++ {
+		path := paths[i]
+		paths = append(paths, path+"/", path+".", path+"a")
+		want := checkSegments(path)
+		got, slash, err := canonicalPath(path)
+		if (err == nil) != (want == nil) || got != path || slash {
+			t.Errorf("canonicalPath(%q) is %q, %v, %v; its segments: %v", path, got, slash, err, want)
+		}
+	}
+}
+
 // FuzzDestination: whatever is sent, there is an error or one canonical form,
 // which is its own canonical form, agrees with itself and ends no line.
 func FuzzDestination(f *testing.F) {

@@ -242,7 +242,7 @@ func (s *Snapshot) consider(found *search, e entry, req *Request, now time.Time)
 	}
 	found.host = true
 	live := now.Before(r.notAfter)
-	if live && now.Before(r.observeUntil) && (found.observer == nil || compareRules(r, found.observer) < 0) {
+	if live && !r.observeUntil.IsZero() && now.Before(r.observeUntil) && (found.observer == nil || compareRules(r, found.observer) < 0) {
 		if s.revoked(req.Principal, r, now) == nil {
 			found.observer = r
 		} else {
@@ -344,7 +344,7 @@ func (r *rule) matchPath(d *Destination) (*pathPattern, bool) {
 	if r.path.matches(d.path) {
 		return &r.path, true
 	}
-	for i := range r.paths {
+	for i := 1; i < len(r.paths); i++ { // the first is r.path
 		if p := &r.paths[i]; p.matches(d.path) {
 			return p, true
 		}

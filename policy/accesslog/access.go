@@ -27,7 +27,7 @@ func (r *Reader) access(a *Access, e *audit.Entry, p Place) {
 		a.First = e.FirstTime
 	}
 	if a.NotReplayable = r.request(a, e); a.NotReplayable == "" {
-		a.NotReplayable = state(a, e)
+		a.NotReplayable = r.state(a, e)
 	}
 }
 
@@ -124,17 +124,24 @@ type origin struct {
 	port   uint16
 }
 
-// destination returns the destination of a request. It keeps the last one, since hosts are
-// repeated.
+// destination returns the destination of a request. It keeps those of hosts, which
+// are repeated.
 func (r *Reader) destination(o origin, path string) (to authz.Destination, err error) {
 	if !o.scheme.HTTP() {
 		return authz.NewDestination(o.scheme, authority(o.host, o.port), path)
 	}
 	if r.origin != o {
-		if to, err = authz.NewDestination(o.scheme, authority(o.host, o.port), "/"); err != nil {
-			return to, err
+		known, ok := r.roots[o]
+		if !ok {
+			if known, err = authz.NewDestination(o.scheme, authority(o.host, o.port), "/"); err != nil {
+				return known, err
+			}
+			if len(r.roots) >= maxKnown {
+				clear(r.roots)
+			}
+			r.roots[o] = known
 		}
-		r.origin, r.root = o, to
+		r.origin, r.root = o, known
 	}
 	return r.root.WithTarget(path)
 }
@@ -174,7 +181,7 @@ func (r *Reader) maskAll(key *audit.MaskKey, path string) string {
 }
 
 // state returns the state beside the policy that decided, or "".
-func state(a *Access, e *audit.Entry) string {
+func (r *Reader) state(a *Access, e *audit.Entry) string {
 	switch {
 	case e.DecidedBy == string(authz.StateLimits):
 		return UsageDecision
@@ -183,24 +190,34 @@ func state(a *Access, e *audit.Entry) string {
 	case e.DecidedBy != "":
 		return NewerFormat
 	}
-	switch a.Decided {
-	case authz.QuotaExceeded.String(), authz.UsageUnknown.String():
-		return UsageDecision
-	case authz.Revoked.String():
-		return RevokedDecision
-	case authz.Granted.String(), authz.Observed.String(), authz.MalformedRequest.String(), authz.GuardrailDenied.String(), authz.NoGrant.String(),
-		authz.DestinationNotGranted.String(), authz.MethodNotGranted.String(), authz.PathNotGranted.String(), authz.StatementNotGranted.String(), authz.GrantExpired.String(),
-		authz.NotEnforceableHere.String():
-		return ""
+	if why, ok := r.states[a.Decided]; ok {
+		return why
 	}
 	return InternalReason
 }
 
+// states returns the state beside the policy that decided with a reason, "" for none, by
+// the names of the reasons that a policy and its states have.
+func states() map[string]string {
+	all := map[string]string{
+		authz.QuotaExceeded.String(): UsageDecision,
+		authz.UsageUnknown.String():  UsageDecision,
+		authz.Revoked.String():       RevokedDecision,
+	}
+	for _, reason := range []authz.Reason{
+		authz.Granted, authz.Observed, authz.MalformedRequest, authz.GuardrailDenied, authz.NoGrant, authz.DestinationNotGranted,
+		authz.MethodNotGranted, authz.PathNotGranted, authz.StatementNotGranted, authz.GrantExpired, authz.NotEnforceableHere,
+	} {
+		all[reason.String()] = ""
+	}
+	return all
+}
+
 // end sets the outcome from the record of the access's end. Its reason refuses the access
 // after the decision, or states why it was cut.
-func (a *Access) end(e *audit.Entry) {
+func (r *Reader) end(a *Access, e *audit.Entry) {
 	a.Outcome = Outcome{Ended: true, Resolved: e.Resolved, SentBytes: e.SentBytes, Bytes: e.Bytes}
-	dialled := a.address(e.Address)
+	dialled := r.setAddress(a, e.Address)
 	if e.Allowed == nil || *e.Allowed {
 		return
 	}
@@ -221,20 +238,20 @@ func (a *Access) end(e *audit.Entry) {
 	}
 }
 
-// address sets the address that was dialled, or that is not allowed, which has no port, and
-// reports whether it was dialled.
-func (a *Access) address(text string) (dialled bool) {
+// setAddress sets the address that was dialled, or that is not allowed, which has no port,
+// and reports whether it was dialled.
+func (r *Reader) setAddress(a *Access, text string) (dialled bool) {
 	if text == "" {
 		return false
 	}
-	to, err := netip.ParseAddrPort(text)
-	if err == nil {
-		a.Address = to.Addr().Unmap()
-		return true
+	if text != r.address {
+		r.address, r.dialled = text, true
+		to, err := netip.ParseAddrPort(text)
+		if r.addr = to.Addr().Unmap(); err != nil {
+			refused, _ := netip.ParseAddr(text) // invalid with an error
+			r.addr, r.dialled = refused.Unmap(), false
+		}
 	}
-	refused, err := netip.ParseAddr(text)
-	if err == nil {
-		a.Address = refused.Unmap()
-	}
-	return false
+	a.Address = r.addr
+	return r.dialled
 }

@@ -164,8 +164,15 @@ type Reader struct {
 	records uint64
 	keys    map[string]*audit.MaskKey // by ID
 
-	origin origin            // of the last request
-	root   authz.Destination // of its path /
+	origin origin                       // of the last request
+	root   authz.Destination            // of its path /
+	roots  map[origin]authz.Destination // of the path / of requests
+
+	states map[string]string // the state beside the policy that decided, by reason; "" for none
+
+	address string // the last
+	addr    netip.Addr
+	dialled bool
 
 	masksOf *audit.MaskKey    // the key of masks
 	masks   map[string]string // of readable segments
@@ -185,7 +192,7 @@ func Open(o Options) (*Reader, error) {
 	if o.StateDir != "" && len(logs) > 1 {
 		return nil, fmt.Errorf("open audit logs: the state directory %s is that of one log, and these are %d; read them one by one", o.StateDir, len(logs))
 	}
-	r := &Reader{options: o, logs: logs, keys: map[string]*audit.MaskKey{}}
+	r := &Reader{options: o, logs: logs, keys: map[string]*audit.MaskKey{}, roots: map[origin]authz.Destination{}, states: states()}
 	for _, key := range o.MaskKeys {
 		r.keys[key.ID()] = key
 	}

@@ -132,7 +132,7 @@ func (j *joiner) end(e *audit.Entry) error {
 	} else {
 		delete(j.open, e.Decision)
 	}
-	a.end(e)
+	j.r.end(a, e)
 	return j.emit(a)
 }
 

@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"strings"
+	"syscall"
 
 	"github.com/chaperone-proxy/chaperone/internal/atomicfile"
 )
@@ -55,7 +56,7 @@ func (k *MaskKey) Create(path string) error {
 
 // LoadMaskKey reads a file that Create wrote and that only its owner may read.
 func LoadMaskKey(path string) (*MaskKey, error) {
-	file, err := os.Open(path)
+	file, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0) // a FIFO would wait for a writer
 	if err != nil {
 		return nil, fmt.Errorf("open mask key: %w", err)
 	}

@@ -116,6 +116,9 @@ func (m *Mutation) count(v verdict, s Survivor) {
 
 // judge tests one mutant.
 func (s *Suite) judge(ctx context.Context, m mutant) (verdict, Survivor) {
+	if ctx.Err() != nil { // compiling a large policy for each of many mutants takes minutes
+		return undecided, Survivor{}
+	}
 	compiled, problems := authz.Compile(m.input, s.at)
 	if len(problems) > 0 {
 		return refused, Survivor{}

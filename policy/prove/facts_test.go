@@ -80,7 +80,7 @@ func TestContent(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			result, err := Compare(context.Background(), snapshotOf(t, matched(t, tt.before...)), snapshotOf(t, matched(t, tt.after...)), Options{Plugin: "p", At: noon})
-			if err != nil || !result.Complete {
+			if large := strings.Contains(name, "many facts") || strings.Contains(name, "more facts"); err != nil || result.Complete == large {
 				t.Fatalf("got %v, complete %v", err, result.Complete)
 			}
 			got := "-"

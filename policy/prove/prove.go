@@ -157,7 +157,7 @@ func newComparison(before, after *side, o Options) *comparison {
 
 func (c *comparison) result(complete bool) Result {
 	// Not every combination of addresses within nat64Local is compared.
-	c.out.Complete = complete && !c.addresses.inexact && !c.tooLong
+	c.out.Complete = complete && !c.addresses.inexact && !c.tooLong && !c.largeContent
 	if c.addresses.inexact {
 		c.out.Inexact = append(c.out.Inexact, "not every address within 64:ff9b:1::/48 (RFC 8215) was compared; leave addresses in it as they were")
 	}
@@ -165,7 +165,7 @@ func (c *comparison) result(complete bool) Result {
 		c.out.Inexact = append(c.out.Inexact, "requests that are almost as long as they can be were not compared; shorten the longest paths and hosts, or leave them as they were")
 	}
 	if c.largeContent {
-		c.out.Inexact = append(c.out.Inexact, fmt.Sprintf("rules that grant more than %d facts are compared by a part of the sets that a request can have", authz.MaxFacts))
+		c.out.Inexact = append(c.out.Inexact, fmt.Sprintf("rules that grant more than %d facts were compared by a part of the sets that a request can have; divide them", authz.MaxFacts))
 	}
 	if slices.ContainsFunc(c.out.Findings, func(f Finding) bool { return f.Kind == KindLimit }) {
 		c.out.Inexact = append(c.out.Inexact, "limits are compared one by one: several that together are not higher are reported too")

@@ -68,9 +68,17 @@ func write(t *testing.T, grant string, urls ...string) (file, log string) {
 			t.Fatal(err)
 		}
 	}
+	// advance records a start of the plugin each week, as a sidecar that runs does.
+	advance := func(to time.Time) {
+		for to.Sub(now) > 7*day {
+			now = now.Add(7 * day)
+			record(authz.Record{Kind: authz.KindProcess})
+		}
+		now = to
+	}
 	record(authz.Record{Kind: authz.KindReload, Allowed: true, Files: map[string]string{"grant.yaml": hex.EncodeToString(sum[:])}})
 	for i, url := range urls {
-		now = noon.Add(-time.Duration(300-i) * day)
+		advance(noon.Add(-time.Duration(300-i) * day))
 		req, err := policy.Request("weather", "GET", url, "")
 		if err != nil {
 			t.Fatal(err)
@@ -81,7 +89,7 @@ func write(t *testing.T, grant string, urls ...string) (file, log string) {
 			Method: "GET", Scheme: string(to.Scheme()), Host: to.Host(), Port: to.Port(), Path: to.Path(), Protocol: "http/1.1",
 		})
 	}
-	now = noon
+	advance(noon)
 	record(authz.Record{Kind: authz.KindProcess})
 	if err := l.Close(); err != nil {
 		t.Fatal(err)

@@ -6,7 +6,8 @@
 // matched, by a policy that holds each of them as a rule of its own.
 //
 // A rule is proved unused only if nothing was lost that could show otherwise: the log was
-// verified with its key, holds a whole period, records no loss in it, and shows that the
+// verified with its key, holds a whole period with a record in each week, records no loss in
+// it, and shows that the
 // file of the rule was in force all the time as it is now. Anything else is reported as not
 // proved, with the reason.
 //

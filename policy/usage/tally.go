@@ -179,7 +179,7 @@ func winner(s *authz.Snapshot, req authz.Request, at time.Time) (version int, po
 func (t *tally) take(a *accesslog.Access) bool {
 	req, name := a.Request, ""
 	if a.Masked || req.Destination.Host() == "" {
-		if a.Decided != authz.Granted.String() {
+		if a.Rule == "" {
 			return false
 		}
 		name, req = a.Grant+"/"+a.Rule, recorded(a)

@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"slices"
 	"strings"
@@ -20,7 +21,9 @@ import (
 // once a month and once a quarter.
 const Period = 90 * 24 * time.Hour
 
-// maxSilence is how long before the present a log may end. A plugin may run once a week.
+// maxSilence is how long a log may have no record, and how long before the present it may
+// end. A plugin may run once a week; a log that is silent for longer is that of a sidecar
+// that may not have run.
 const maxSilence = 8 * 24 * time.Hour
 
 // WildcardAtoms is how many atoms a wildcard counts as.
@@ -182,6 +185,7 @@ type reading struct {
 // logSpan is what a log covers.
 type logSpan struct {
 	first, last time.Time
+	days        map[int64]bool // that have a record, counted from 1970
 	plugins     []string
 	gaps        []string // why it proves nothing, each once
 }
@@ -189,12 +193,13 @@ type logSpan struct {
 func (r *reading) span(log, plugin string, at time.Time) *logSpan {
 	s := r.logs[log]
 	if s == nil {
-		s = &logSpan{}
+		s = &logSpan{days: map[int64]bool{}}
 		r.logs[strings.Clone(log)] = s
 	}
 	if s.first.IsZero() || at.Before(s.first) {
 		s.first = at
 	}
+	s.days[at.Unix()/int64(day/time.Second)] = true
 	if at.After(s.last) {
 		s.last = at
 	}
@@ -223,6 +228,26 @@ func (r *reading) event(e *accesslog.Event) error {
 	default:
 	}
 	return nil
+}
+
+// day is the grain in which silence is looked for.
+const day = 24 * time.Hour
+
+// silence returns the first and the last day of the latest time without a record that is
+// longer than maxSilence, if it ends after the given time. Accesses are read in the order
+// in which they end, so that days are compared and not one record with the next.
+func (s *logSpan) silence(after time.Time) (from, to time.Time, found bool) {
+	days := slices.Sorted(maps.Keys(s.days))
+	for i := len(days) - 1; i > 0; i-- {
+		from, to = time.Unix(days[i-1]*int64(day/time.Second), 0), time.Unix(days[i]*int64(day/time.Second), 0)
+		if !to.After(after) {
+			break
+		}
+		if to.Sub(from) > maxSilence {
+			return from, to, true
+		}
+	}
+	return time.Time{}, time.Time{}, false
 }
 
 func (s *logSpan) lose(why string) {
@@ -254,7 +279,8 @@ func (l *loads) add(files map[string]string, at time.Time) {
 func (r *reading) take(a *accesslog.Access) {
 	r.span(a.Log, a.Plugin, a.Time)
 	o := &r.options.Log
-	if !a.Allowed || a.Time.Before(o.Since) || !o.Until.IsZero() && !a.Time.Before(o.Until) {
+	// An access that was refused for want of a credential or of room was needed too.
+	if !a.Allowed && a.Rule == "" || a.Time.Before(o.Since) || !o.Until.IsZero() && !a.Time.Before(o.Until) {
 		return
 	}
 	used := false
@@ -363,6 +389,9 @@ func (r *reading) proves(log, file, digest string) string {
 	}
 	if since := l.since[digest]; to.Sub(since) < r.options.After {
 		return fmt.Sprintf("%s is in force as it is now since %s only, and %s are needed", file, since.UTC().Format(time.RFC3339), days(r.options.After))
+	}
+	if from, to, found := span.silence(r.options.Now.Add(-r.options.After)); found {
+		return fmt.Sprintf("%s has no record from %s to %s: the sidecar may not have run", log, from.UTC().Format(time.DateOnly), to.UTC().Format(time.DateOnly))
 	}
 	return ""
 }

@@ -44,7 +44,8 @@ type access struct {
 	daysAgo int
 	path    string
 	host    string
-	grant   bool // the grant's own decision; otherwise observed
+	grant   bool   // the grant's own decision; otherwise observed
+	refused string // the reason for which it was refused although the rule matches
 }
 
 // history is what a log holds.
@@ -60,6 +61,7 @@ type history struct {
 	since    time.Time
 	until    time.Time
 	none     bool // no record of the plugin at all
+	silent   bool // the sidecar did not run between its records
 }
 
 // write writes the grant and the log, and returns their paths.
@@ -95,13 +97,21 @@ func (h history) write(t *testing.T) (grant, log string) {
 	if h.none {
 		name = "mail"
 	}
+	// advance records a start of the plugin each week, as a sidecar that runs does.
+	advance := func(to time.Time) {
+		for !h.silent && to.Sub(now) > 7*day {
+			now = now.Add(7 * day)
+			record(authz.Record{Kind: authz.KindProcess, Plugin: name})
+		}
+		now = to
+	}
 	record(authz.Record{Kind: authz.KindProcess, Plugin: name})
-	now = noon.Add(-time.Duration(h.loadedAt) * day)
+	advance(noon.Add(-time.Duration(h.loadedAt) * day))
 	if h.loadedAt > 0 {
 		record(authz.Record{Kind: authz.KindReload, Plugin: name, Allowed: true, Files: map[string]string{"grant.yaml": hex.EncodeToString(sum[:])}})
 	}
 	for i, a := range h.accesses {
-		now = noon.Add(-time.Duration(a.daysAgo) * day)
+		advance(noon.Add(-time.Duration(a.daysAgo) * day))
 		r := authz.Record{
 			Kind: authz.KindDecision, Plugin: name, Door: authz.DoorProxy, Decision: fmt.Sprint(i), Allowed: true, Reason: "observed",
 			Method: "GET", Scheme: "https", Host: a.host, Port: 443, Path: a.path,
@@ -115,9 +125,12 @@ func (h history) write(t *testing.T) (grant, log string) {
 				r.Pattern = a.path
 			}
 		}
+		if a.refused != "" {
+			r.Allowed, r.Reason = false, a.refused
+		}
 		record(r)
 	}
-	now = noon
+	advance(noon)
 	if h.lost {
 		record(authz.Record{Kind: authz.KindLost, Plugin: name, Lost: 3})
 	}
@@ -203,6 +216,20 @@ func TestRead(t *testing.T) {
 	}
 }
 
+// TestNeeded: an access that its rule allows and that was refused for want of a credential or
+// of room is a use.
+func TestNeeded(t *testing.T) {
+	for _, reason := range []string{"credential_unavailable", "quota_exceeded"} {
+		for _, full := range []bool{true, false} {
+			h := year
+			h.full, h.accesses = full, []access{{daysAgo: 50, path: "/v1/a", grant: true, refused: reason}}
+			if rule := read(t, h).Plugins[0].Rules[0]; rule.Uses != 1 || rule.Verdict != usage.Used {
+				t.Errorf("%s, full %v: got %d uses, %s, want 1, used", reason, full, rule.Uses, rule.Verdict)
+			}
+		}
+	}
+}
+
 // TestProof checks that every way of not having seen a use is reported, and proves nothing.
 func TestProof(t *testing.T) {
 	tests := map[string]struct {
@@ -220,6 +247,7 @@ func TestProof(t *testing.T) {
 		"loaded before":       {func(h *history) { h.changed = true }, "does not record that"},
 		"loaded never":        {func(h *history) { h.loadedAt = 0 }, "does not record that"},
 		"no log of a plugin":  {func(h *history) { h.none = true }, "no log has a record of plugin weather"},
+		"a long silence":      {func(h *history) { h.silent = true }, "has no record from 2026-11-21 to 2026-12-01: the sidecar may not have run"},
 		"an older file again": {func(h *history) { h.changed, h.loadedAt = true, 200 }, "does not record that"},
 	}
 	for name, test := range tests {

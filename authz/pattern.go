@@ -138,11 +138,12 @@ func (p *pathPattern) length() int {
 // matches reports whether the pattern matches a canonical path. It does not
 // allocate.
 func (p *pathPattern) matches(path string) bool {
-	path, ok := strings.CutPrefix(path, p.text[:p.prefix])
-	if !ok {
+	// Prefixes of one length often differ in front of their last slash.
+	n := p.prefix
+	if len(path) < n || n > 1 && path[n-2] != p.text[n-2] || path[:n] != p.text[:n] {
 		return false
 	}
-	pattern := p.text[p.prefix:]
+	path, pattern := path[n:], p.text[n:]
 	if p.rest {
 		pattern = pattern[:len(pattern)-len("**")]
 	}

@@ -34,15 +34,19 @@ func (r *Reader) access(a *Access, e *audit.Entry, p Place) {
 // holdsMask reports whether a segment of the recorded path is a mask. Records of older
 // formats do not state whether they are masked.
 func holdsMask(e *audit.Entry) bool {
-	if e.Masked == "" && e.Format != 0 || e.Door == string(authz.DoorKernel) || !strings.Contains(e.Path, "/~") {
+	if e.Masked == "" && e.Format != 0 || e.Door == string(authz.DoorKernel) {
 		return false
 	}
-	for segment := range strings.SplitSeq(e.Path, "/") {
-		if audit.IsMask(segment) {
+	for rest := e.Path; ; {
+		at := strings.Index(rest, "/~")
+		if at < 0 {
+			return false
+		}
+		rest = rest[at+1:]
+		if segment, _, _ := strings.Cut(rest, "/"); audit.IsMask(segment) {
 			return true
 		}
 	}
-	return false
 }
 
 // request sets the request of a decision's record, or returns why it has none.
@@ -163,21 +167,26 @@ func (r *Reader) maskAll(key *audit.MaskKey, path string) string {
 		r.masksOf, r.masks = key, map[string]string{}
 	}
 	out := r.path[:0]
-	for segment := range strings.SplitSeq(path[1:], "/") {
-		out = append(out, '/')
-		if segment == "" || audit.IsMask(segment) {
-			out = append(out, segment...)
-			continue
+	for rest, more := path[1:], true; more; {
+		var segment string
+		segment, rest, more = strings.Cut(rest, "/")
+		if segment != "" && !audit.IsMask(segment) {
+			segment = r.mask(key, segment)
 		}
-		mask, ok := r.masks[segment]
-		if !ok {
-			mask = key.MaskPath(segment)
-			r.masks[segment] = mask
-		}
-		out = append(out, mask...)
+		out = append(append(out, '/'), segment...)
 	}
 	r.path = out
 	return string(out)
+}
+
+// mask returns the mask of a readable segment.
+func (r *Reader) mask(key *audit.MaskKey, segment string) string {
+	mask, ok := r.masks[segment]
+	if !ok {
+		mask = key.MaskPath(segment)
+		r.masks[segment] = mask
+	}
+	return mask
 }
 
 // state returns the state beside the policy that decided, or "".

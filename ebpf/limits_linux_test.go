@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -547,8 +548,11 @@ while True: os.kill(other, signal.SIGCONT)
 	}
 	calls := r.used().Syscalls.Total - before.Syscalls.Total
 	t.Logf("%d calls; %d processes are stopped", calls, stoppedIn(t, r.group))
-	if most := l.Count + 4096 + 200; calls > most || calls < l.Count {
-		t.Errorf("%d calls, at most %d", calls, most)
+	// A processor that took a lease of calls before the end may not have made all of them.
+	const lease = 32
+	least, most := l.Count-lease*uint64(runtime.NumCPU()), l.Count+4096+200
+	if calls > most || calls < least {
+		t.Errorf("%d calls, want %d to %d", calls, least, most)
 	}
 	if err := r.Kill(); err != nil {
 		t.Error(err)

@@ -216,13 +216,16 @@ func cpuOf(pid int) time.Duration {
 // rss returns the resident memory of the process in KiB.
 func (p *process) rss() int { return rssOf(p.cmd.Process.Pid) }
 
-func rssOf(pid int) int {
+func rssOf(pid int) int { return memoryOf(pid, "VmRSS:") }
+
+// memoryOf returns a value of the status of a process, in KiB; 0 if the status lacks it.
+func memoryOf(pid int, name string) int {
 	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	if err != nil {
 		return 0
 	}
 	for line := range strings.Lines(string(data)) {
-		if text, ok := strings.CutPrefix(line, "VmRSS:"); ok {
+		if text, ok := strings.CutPrefix(line, name); ok {
 			var kib int
 			_, _ = fmt.Sscan(text, &kib)
 			return kib

@@ -25,7 +25,7 @@ const garbageAllowance = 200
 const softLimit = 120 << 20
 
 // TuneGC sets when the process collects garbage, unless GOGC and GOMEMLIMIT do. During
-// startupTime only the soft limit has it collected: the start makes some 15 MiB, of which
+// uncollected only the soft limit has it collected: the start makes some 15 MiB, of which
 // little is garbage, and two collections took a twentieth of its time.
 func TuneGC() {
 	if os.Getenv("GOMEMLIMIT") == "" {
@@ -33,9 +33,14 @@ func TuneGC() {
 	}
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(-1)
-		time.AfterFunc(startupTime, func() { debug.SetGCPercent(garbageAllowance) })
+		time.AfterFunc(uncollected, func() { debug.SetGCPercent(garbageAllowance) })
 	}
 }
+
+// uncollected is how long no garbage is collected, from the start of the process on. It
+// is above what a start takes on an idle host, and short enough that the first requests
+// of a plugin do not leave their garbage resident.
+const uncollected = 250 * time.Millisecond
 
 // startupTime is how long the start of a plugin still uses the memory of the sidecar's
 // own start after it became ready.

@@ -132,7 +132,7 @@ func (rows *callRows) limited(ctx context.Context, cage *ebpf.Confinement, outsi
 		func() error { return limit(usual, false, false) },
 		func() error { return calls(&rows.idle, outsider, 1) },
 		func() error { return switches(&rows.watchedSwitches, outsider) },
-		func() error { return paced(&rows.paced, false, 10, 10*time.Millisecond) },
+		func() error { return paced(&rows.paced, false, 100, 100*time.Millisecond) },
 		func() error { return limit(high, false, false) },
 		func() error { return calls(&rows.uncounted, plugin, 1) },
 		func() error { return limit(usual, false, true) },

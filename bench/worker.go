@@ -158,8 +158,9 @@ func (t *workerThread) pace(calls int, pause time.Duration) {
 			for range calls {
 				_, _, _ = unix.RawSyscall(unix.SYS_GETPPID, 0, 0, 0)
 			}
+			// Without a report to the Go runtime its monitor takes 2 % of a CPU during the pause.
 			if pause > 0 {
-				_, _, _ = unix.RawSyscall(unix.SYS_NANOSLEEP, uintptr(unsafe.Pointer(&wait)), 0, 0)
+				_ = unix.Nanosleep(&wait, nil)
 			}
 		}
 	}

@@ -31,6 +31,7 @@ type policyReplay struct {
 	time       string
 	maskKeys   []string
 	allowWiden bool
+	minDecided float64 // in percent
 }
 
 // The instants at which a replay decides accesses.
@@ -49,12 +50,13 @@ func (c *cli) policyReplayCommand() *cobra.Command {
 			"revocations are not decided again. An access that its record does not describe wholly is counted as not\n" +
 			"replayable.\n\n" +
 			"  chaperone policy replay --config sidecar.new.yaml /var/lib/chaperone/weather/audit.jsonl\n\n" +
-			"Exit status 0: no access breaks or widens. 1: failure, or a broken log. 3: otherwise.",
+			"Exit status 0: no access breaks or widens. 1: failure, a broken log, or too few replayable accesses. 3: otherwise.",
 		RunE: func(cmd *cobra.Command, args []string) error { return p.run(cmd.Context(), args) },
 	}, &p.flags)), &p.logs))
 	cmd.Flags().Var(oneOf(&p.time, replayRecorded, replayNow), "time", "decide accesses at this `TIME`: recorded, or now (that of --at)")
 	cmd.Flags().StringArrayVar(&p.maskKeys, "mask-key", nil, "a `FILE` with the key of masked paths, written by audit export-mask-key; may be repeated")
 	cmd.Flags().BoolVar(&p.allowWiden, "allow-widen", false, "exit with 0 if accesses widen and none breaks")
+	cmd.Flags().Float64Var(&p.minDecided, "min-replayable", 0, "fail if less than this `PERCENTAGE` of the accesses could be decided again")
 	return cmd
 }
 
@@ -66,6 +68,9 @@ func (p *policyReplay) run(ctx context.Context, args []string) error {
 	defer debug.SetGCPercent(debug.SetGCPercent(replayGarbage))
 	if p.config == "" {
 		return usageError("replay: --config is missing; name the configuration to decide with")
+	}
+	if p.minDecided < 0 || p.minDecided > 100 {
+		return usageError("replay: --min-replayable %g is no percentage; write a number from 0 to 100", p.minDecided)
 	}
 	now := p.flags.at.orNow()
 	subjects, err := p.loadPolicies(&p.flags, p.config)
@@ -190,6 +195,10 @@ func (p *policyReplay) status(r replay.Result) error {
 		return exitError{exitFailure, errors.New("replay interrupted: the result is that of a part of the log")}
 	case len(r.Breaks) > 0, len(r.Widens) > 0 && !p.allowWiden:
 		return exitError{exitWider, nil}
+	}
+	decided := r.Decided()
+	if short := float64(decided)*100 < p.minDecided*float64(r.Accesses); short || decided == 0 && r.Accesses > 0 {
+		return fmt.Errorf("replay: %d of %s could be decided again, which shows too little of the change; see the reasons above", decided, phrase.Counted(r.Accesses, "access", "accesses"))
 	}
 	return nil
 }

@@ -29,6 +29,15 @@ type Result struct {
 	Notes         []string       `json:"notes,omitempty"`
 }
 
+// Decided returns how many accesses were decided again.
+func (r *Result) Decided() int {
+	n := r.Accesses
+	for _, count := range r.NotReplayable {
+		n -= count
+	}
+	return n
+}
+
 // Verdict is a decision.
 type Verdict struct {
 	Reason     string `json:"reason"`

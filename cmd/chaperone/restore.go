@@ -102,13 +102,18 @@ func (r *restoration) run(ctx context.Context) error {
 	} else if sidecars, unlisted = listSidecars(); unlisted != nil && len(sidecars) == 0 {
 		return fmt.Errorf("nothing was restored: %w", unlisted)
 	}
+	// A sidecar lifts what the host does not revoke any more by itself, and lists it no longer then.
+	before := make([]held, len(sidecars))
+	for i, s := range sidecars {
+		before[i] = r.heldBy(ctx, s)
+	}
 	var known []authz.Revocation
 	host, err := r.restoreHost(plugin, &known)
 	if err != nil {
 		return err
 	}
-	for _, s := range sidecars {
-		r.restoreAt(ctx, s, &known)
+	for i, s := range sidecars {
+		r.restoreAt(ctx, s, before[i], &known)
 	}
 	r.remember(host)
 	if len(r.lifted) == 0 && !r.failed {
@@ -177,20 +182,31 @@ func (r *restoration) remember(host []lifted) {
 	}
 }
 
-// restoreAt lifts the revocations of one sidecar.
-func (r *restoration) restoreAt(ctx context.Context, s admin.Sidecar, known *[]authz.Revocation) {
+// held are the revocations in force at a sidecar, or why they are not known.
+type held struct {
+	revocations []authz.Revocation
+	err         error
+}
+
+func (r *restoration) heldBy(ctx context.Context, s admin.Sidecar) held {
 	client := admin.Dial(s.Socket)
 	all, err := ask(ctx, client, client.Revocations)
-	if err != nil && notRunning(err) {
+	return held{all, err}
+}
+
+// restoreAt lifts the revocations of one sidecar.
+func (r *restoration) restoreAt(ctx context.Context, s admin.Sidecar, before held, known *[]authz.Revocation) {
+	if before.err != nil && notRunning(before.err) {
 		r.restoreOffline(s, known)
 		return
 	}
-	if err != nil {
-		r.show(lifted{RestoreResult: admin.RestoreResult{Plugin: s.Plugin}}, fmt.Errorf("its own revocations stay: %w", err))
+	if before.err != nil {
+		r.show(lifted{RestoreResult: admin.RestoreResult{Plugin: s.Plugin}}, fmt.Errorf("its own revocations stay: %w", before.err))
 		return
 	}
-	*known = append(*known, all...)
-	for _, v := range all {
+	client := admin.Dial(s.Socket)
+	*known = append(*known, before.revocations...)
+	for _, v := range before.revocations {
 		if !r.chooses(v) {
 			continue
 		}

@@ -23,6 +23,14 @@ const volatile __u32 first_is_init = 0;
 /* Values of a mark. */
 #define MARK_PLUGIN 1
 #define MARK_INIT 2
+#define MARK_SEEN 3 /* of a newborn that was seen before the tracepoint of its birth, which still counts it */
+
+#define TASK_NEW 0x800 /* include/linux/sched.h: it does not run before that tracepoint was passed */
+
+/* Since Linux 5.14. */
+struct task_struct___state {
+	unsigned int __state;
+} __attribute__((preserve_access_index));
 
 /* Marks the plugin's tasks: what was in its cgroup once does not leave it. The mark goes with the task. */
 struct {
@@ -38,7 +46,9 @@ static __always_inline bool mark(struct task_struct *task, __u32 as)
 {
 	__u32 *m = bpf_task_storage_get(&marks, task, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
 
-	return !m || __sync_val_compare_and_swap(m, 0, as) == 0;
+	if (!m || __sync_val_compare_and_swap(m, 0, as) == 0)
+		return true;
+	return as != MARK_SEEN && __sync_val_compare_and_swap(m, MARK_SEEN, as) == MARK_SEEN;
 }
 
 static __always_inline __u32 mark_of(struct task_struct *task)
@@ -145,8 +155,14 @@ SEC("iter/task")
 int mark_present(struct bpf_iter__task *ctx)
 {
 	struct task_struct *task = ctx->task;
+	struct task_struct___state *t;
+	__u32 as = MARK_PLUGIN;
 
-	if (task && inside(group_of(task)))
-		mark(task, MARK_PLUGIN);
+	if (!task || !inside(group_of(task)))
+		return 0;
+	t = (void *)readable(task);
+	if (bpf_core_field_exists(t->__state) && t->__state & TASK_NEW)
+		as = MARK_SEEN;
+	mark(task, as);
 	return 0;
 }

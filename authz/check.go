@@ -119,8 +119,9 @@ func originSuffix(origin Origin, field string) string {
 	return fmt.Sprintf(" (%s: %s)", origin, field)
 }
 
-// todo is the reason of a rule that was learned from a log and that nobody has judged yet.
-const todo = "TODO"
+// ReasonTodo is the reason of a rule that a program has proposed. No policy that has it compiles, so that
+// a person states why the plugin needs the access.
+const ReasonTodo = "TODO"
 
 // rule checks one rule and compiles it into out.
 func (k grantCheck) rule(i int, out *rule, credentials map[string]*credentialSpec) {
@@ -133,8 +134,8 @@ func (k grantCheck) rule(i int, out *rule, credentials map[string]*credentialSpe
 	switch reason := strings.TrimSpace(spec.Reason); {
 	case reason == "":
 		k.report(at("reason"), "is missing; write for the reviewer why the plugin needs this access")
-	case strings.EqualFold(strings.TrimRight(reason, ".:!"), todo):
-		k.report(at("reason"), "is still %s; write for the reviewer why the plugin needs this access", todo)
+	case strings.EqualFold(strings.TrimRight(reason, ".:!"), ReasonTodo):
+		k.report(at("reason"), "is still %s; write for the reviewer why the plugin needs this access", ReasonTodo)
 	}
 	k.destination(at, spec, out)
 	k.http(at, spec, out)

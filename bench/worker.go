@@ -68,13 +68,7 @@ func obey(threads []*workerThread, order []string) (text string, fd int, err err
 	var n, size int
 	var length time.Duration
 	target := ""
-	scan := func(values ...any) error {
-		if len(order)-1 != len(values) {
-			return fmt.Errorf("%q takes %d arguments", order[0], len(values))
-		}
-		_, err := fmt.Sscan(strings.Join(order[1:], " "), values...)
-		return err
-	}
+	scan := func(values ...any) error { return scanOrder(order, values...) }
 	each := func(work func() (string, error)) (string, int, error) {
 		text, err := together(threads[:n], work)
 		return text, -1, err
@@ -90,26 +84,6 @@ func obey(threads []*workerThread, order []string) (text string, fd int, err err
 			fd, err = dial(target)
 		}
 		return "", fd, err
-	case "calls": // THREADS NUMBER
-		if err := scan(&n, &size); err != nil {
-			return "", -1, err
-		}
-		return each(func() (string, error) { return timeCalls(size) })
-	case "switches": // NUMBER
-		if err := scan(&size); err != nil {
-			return "", -1, err
-		}
-		text, err := timeSwitches(threads, size)
-		return text, -1, err
-	case "pace": // CALLS NANOSECONDS: so many calls, and so long a pause, until the next order
-		if err := scan(&size, (*int64)(&length)); err != nil {
-			return "", -1, err
-		}
-		threads[0].pace(size, length)
-		return "", -1, nil
-	case "rest":
-		threads[0].rest()
-		return "", -1, nil
 	case "filter": // THREADS
 		if err := scan(&n); err != nil {
 			return "", -1, err
@@ -136,7 +110,45 @@ func obey(threads []*workerThread, order []string) (text string, fd int, err err
 		}
 		return "", -1, breed(n)
 	}
-	return "", -1, fmt.Errorf("unknown order %q", order[0])
+	text, err = obeyCalls(threads, order)
+	return text, -1, err
+}
+
+// scanOrder reads the arguments of an order.
+func scanOrder(order []string, values ...any) error {
+	if len(order)-1 != len(values) {
+		return fmt.Errorf("%q takes %d arguments", order[0], len(values))
+	}
+	_, err := fmt.Sscan(strings.Join(order[1:], " "), values...)
+	return err
+}
+
+// obeyCalls carries out an order about system calls or switches of threads.
+func obeyCalls(threads []*workerThread, order []string) (text string, err error) {
+	var n, size int
+	var pause time.Duration
+	switch order[0] {
+	case "calls": // THREADS NUMBER
+		if err := scanOrder(order, &n, &size); err != nil {
+			return "", err
+		}
+		return together(threads[:n], func() (string, error) { return timeCalls(size) })
+	case "switches": // NUMBER
+		if err := scanOrder(order, &size); err != nil {
+			return "", err
+		}
+		return timeSwitches(threads, size)
+	case "pace": // CALLS NANOSECONDS: so many calls, and so long a pause, until the next order
+		if err := scanOrder(order, &size, (*int64)(&pause)); err != nil {
+			return "", err
+		}
+		threads[0].pace(size, pause)
+		return "", nil
+	case "rest":
+		threads[0].rest()
+		return "", nil
+	}
+	return "", fmt.Errorf("unknown order %q", order[0])
 }
 
 // workerThread is a thread that does one thing at a time.

@@ -17,10 +17,6 @@ import (
 	"github.com/chaperone-proxy/chaperone/policy"
 )
 
-// Todo is the reason of a learned rule. No file that has it loads, so that a person states
-// why the plugin needs the access.
-const Todo = "TODO"
-
 // Terms say what a proposal is for.
 type Terms struct {
 	Plugin   string
@@ -203,7 +199,7 @@ func newRule(key groupKey, g *group, w *walker) Rule {
 		Count: g.count, Peak: g.peak.most, Credentials: slices.Clone(g.credentials),
 		patterns: w.granted, suggested: w.suggested,
 	}
-	r.Reason = Todo
+	r.Reason = authz.ReasonTodo
 	r.To.Hosts = []string{key.host}
 	if key.scheme != authz.SchemeHTTPS {
 		r.To.Scheme = key.scheme

@@ -34,7 +34,7 @@ type Widening struct {
 // Report returns the proposal for programs, with further notes.
 func (p *Proposal) Report(notes []string) Report {
 	out := Report{
-		Plugin: p.Terms.Plugin, Name: p.Terms.Name, Grant: p.Grant(Todo), Estimate: p.Estimate, Calendar: p.Calendar, Left: p.Left,
+		Plugin: p.Terms.Plugin, Name: p.Terms.Name, Grant: p.Grant(authz.ReasonTodo), Estimate: p.Estimate, Calendar: p.Calendar, Left: p.Left,
 		Notes: append(p.Summary(), notes...),
 	}
 	for i := range p.Rules {

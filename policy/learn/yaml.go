@@ -91,7 +91,7 @@ func (w *writer) rule(r *Rule) {
 		w.line("  # UNDECLARED: no present rule names %s", list(r.To.Hosts))
 	}
 	w.line("  - id: %s # %d accesses", quote(r.ID), r.Count)
-	w.line("    reason: %s", Todo)
+	w.line("    reason: %s", authz.ReasonTodo)
 	w.line("    to: {%s}", destination(&r.Rule))
 	if r.wildcard != "" {
 		w.line("    # %d of %d hosts are below one name: to grant all below it, put %s in place of them", len(r.below), len(r.To.Hosts), quote(r.wildcard))

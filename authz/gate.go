@@ -72,14 +72,19 @@ type Admission struct {
 	waited     bool   // for a limit, the disk or a credential, before its decision was final
 
 	mu         sync.Mutex   // guards the fields below
-	refused    bool         // by Refuse, for lateReason
-	lateReason Reason       // of Refuse
-	detail     string       // of RefuseMisplaced, for the record
-	address    netip.Addr   // of RefuseAddress, for the record
+	late       lateRefusal  // by Refuse
 	resolved   []netip.Addr // by Resolved, for the record
 	ended      bool
 	connection Connection // that carries the access
 	uses       *Uses      // of the credential, until its end
+}
+
+// lateRefusal is the refusal of an access that had been admitted.
+type lateRefusal struct {
+	refused bool
+	reason  Reason
+	detail  string     // of RefuseMisplaced, for the record
+	address netip.Addr // of RefuseAddress, for the record
 }
 
 // asked returns the request as the door asked it.
@@ -183,7 +188,7 @@ func (g *Gate) AdmitAndEnd(ctx context.Context, req Request, src Source, finish 
 		cause = errors.Join(cause, err)
 		a.refuseUnrecorded(snapshot)
 	}
-	if a.Refusal == nil && !a.refused {
+	if a.Refusal == nil && !a.late.refused {
 		a.uses.MarkUntracked() // the data plane makes the access, and its end is not visible here
 	}
 	a.releaseUses()
@@ -569,7 +574,7 @@ func (a *Admission) RefuseMisplaced(grant, credential string) Refusal {
 	refusal.Detail, refusal.Remedy = snapshot.misplacedPlaceholder(a.Request.Principal, a.Decision, grant, credential)
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.detail = refusal.Detail
+	a.late.detail = refusal.Detail
 	return refusal
 }
 
@@ -588,9 +593,9 @@ func (a *Admission) refuseLate(reason Reason, detail string, addr netip.Addr) Re
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.refused, a.lateReason = true, reason
+	a.late.refused, a.late.reason = true, reason
 	if addr.IsValid() {
-		a.address = addr.Unmap()
+		a.late.address = addr.Unmap()
 	}
 	return *refusal
 }
@@ -618,13 +623,13 @@ func (a *Admission) End(o Outcome) error {
 // endRecord makes r the record of the access's end. The caller holds mu.
 func (a *Admission) endRecord(r *Record, o Outcome) {
 	a.decisionRecord(r)
-	r.Kind, r.Address, r.SentBytes, r.Bytes, r.Detail = KindEnd, o.Address, o.SentBytes, o.Bytes, cmp.Or(o.Detail, a.detail)
+	r.Kind, r.Address, r.SentBytes, r.Bytes, r.Detail = KindEnd, o.Address, o.SentBytes, o.Bytes, cmp.Or(o.Detail, a.late.detail)
 	r.Resolved = a.resolved
-	if a.refused {
-		r.Allowed, r.Reason = false, a.lateReason.String()
+	if a.late.refused {
+		r.Allowed, r.Reason = false, a.late.reason.String()
 	}
-	if r.Address == "" && a.address.IsValid() {
-		r.Address = a.address.String()
+	if r.Address == "" && a.late.address.IsValid() {
+		r.Address = a.late.address.String()
 	}
 }
 
@@ -669,7 +674,7 @@ func (a *Admission) connected() Connection {
 func (a *Admission) refusedLate() bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return a.refused
+	return a.late.refused
 }
 
 // Attempt describes an access that did not become a Request.

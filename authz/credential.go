@@ -111,6 +111,8 @@ type Credential struct {
 	Lease string
 	// Uses counts the accesses that carry the value. A nil Uses counts nothing.
 	Uses *Uses
+	// Term is the life of the value, for accesses that last. A nil Term never ends.
+	Term *Term
 	// NotAfter is when the value expires: the earlier of the ends of its lease and
 	// its token. Zero if it does not expire.
 	NotAfter time.Time

@@ -15,7 +15,7 @@ import (
 // the rule states no addresses, public. A rule's prefix that is wider than a range for link-local
 // addresses, or for IPv6 addresses that embed an IPv4 address, does not include that
 // range; and an IPv4 address embedded in an IPv6 address must be public or among the
-// rule's addresses too.
+// rule's addresses too. At last, a rule with regions allows only what one of them contains.
 func (d Decision) CheckAddress(addr netip.Addr) Reason {
 	if !d.Allowed() || d.plugin == nil {
 		return NotReady
@@ -24,7 +24,7 @@ func (d Decision) CheckAddress(addr netip.Addr) Reason {
 	if d.plugin.refusesAddress(addr) != nil {
 		return GuardrailDenied
 	}
-	if unusable(addr) || !d.grantsAddress(addr) {
+	if unusable(addr) || !d.grantsAddress(addr) || !d.rule.inRegion(d.host, addr) {
 		return AddressNotAllowed
 	}
 	return Granted
@@ -37,12 +37,12 @@ func (d *Decision) grantsAddress(addr netip.Addr) bool {
 	case d.literal.IsValid():
 		return addr == d.literal.Unmap()
 	case d.rule == nil || len(d.rule.addresses) == 0:
-		return publicUnicast(addr)
+		return PublicUnicast(addr)
 	case !includes(d.rule.addresses, addr):
 		return false
 	}
 	for _, inner := range embeddedIPv4(addr) {
-		if unusable(inner) || !publicUnicast(inner) && !includes(d.rule.addresses, inner) {
+		if unusable(inner) || !PublicUnicast(inner) && !includes(d.rule.addresses, inner) {
 			return false
 		}
 	}
@@ -182,11 +182,11 @@ func nat64LocalIPv4(a [16]byte) []netip.Addr {
 	return out
 }
 
-// publicUnicast reports whether addr is an ordinary address of the public
+// PublicUnicast reports whether addr is an ordinary address of the public
 // internet: not private, loopback, link-local, multicast or reserved for another
 // use (IANA special-purpose address registries, RFC 6890), and without an
 // embedded IPv4 address.
-func publicUnicast(addr netip.Addr) bool {
+func PublicUnicast(addr netip.Addr) bool {
 	if !addr.IsValid() || addr.Zone() != "" || !addr.IsGlobalUnicast() || addr.IsPrivate() {
 		return false
 	}

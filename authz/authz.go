@@ -302,6 +302,7 @@ type Decision struct {
 	path            *pathPattern  // the winner's pattern that matched
 	plugin          *pluginPolicy // its never-lists are checked against the address
 	literal         netip.Addr    // the host, if it is an IP literal
+	host            string        // of the destination, which may be in a region
 	address         netip.Addr    // the resolved address that was refused
 	sparesInFlight  bool          // a denial that lets accesses in flight end: a pause, a rate
 	limitExceeded   bool          // a limit of the winner or the plugin refuses the access

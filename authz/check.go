@@ -166,7 +166,7 @@ func (k grantCheck) rule(i int, out *rule, credentials map[string]*credentialSpe
 // its credential's kind.
 func stateConditions(r *Rule) Conditions {
 	var c Conditions
-	if len(r.To.Addresses) > 0 {
+	if len(r.To.Addresses) > 0 || len(r.Data.Regions) > 0 {
 		c |= ConditionAddresses
 	}
 	if r.To.TLS.Min != "" || r.To.TLS.CA != "" || r.To.TLS.CAFile != "" {

@@ -56,6 +56,7 @@ type pluginPolicy struct {
 	limits       []limit            // of the whole plugin
 	guardrails   []*Guardrail       // that apply to the plugin
 	never        []neverEntry       // of all guardrails
+	regions      []*region          // that the guardrails define, by name
 	observeUntil time.Time          // of the sidecar; zero when it enforces
 }
 
@@ -98,6 +99,7 @@ type rule struct {
 	paths     []pathPattern // the longest literal first
 	ports     []uint16
 	addresses []netip.Prefix
+	regions   []*region // one of them must contain the destination; any if there is no entry
 	terms     Terms
 	matcher   *matcher // nil without one
 }
@@ -211,6 +213,7 @@ func (c *compiler) pluginPolicy(plugin string) *pluginPolicy {
 		if g := &c.in.Guardrails[i]; g.AppliesTo(plugin) {
 			s.guardrails = append(s.guardrails, g)
 			s.never = append(s.never, compileNever(g)...)
+			s.addRegions(g)
 		}
 	}
 	return s
@@ -240,6 +243,7 @@ func (c *compiler) grant(g *Grant, names map[string]bool) {
 	for i := range rules {
 		r := &rules[i]
 		check.rule(i, r, credentials)
+		check.data(func(field string) string { return fmt.Sprintf("spec.rules[%d].%s", i, field) }, &g.Rules[i], r, s)
 		s.rules = append(s.rules, r)
 		c.addExpiry(r.notAfter)
 		c.addExpiry(r.observeUntil)
@@ -329,6 +333,7 @@ func (c *compiler) guardrail(g *Guardrail, names map[string]bool) {
 		}
 	}
 	checkCeilings(g.Ceilings, report)
+	checkRegions(g.Regions, report)
 }
 
 func checkCeilings(l Ceilings, report func(path, format string, args ...any)) {

@@ -197,6 +197,8 @@ func differsInRule(req Request, d Decision) []string {
 		return nil
 	case d.Reason == QuotaExceeded:
 		return []string{"limits"}
+	case d.outsideRegions():
+		return []string{"regions"}
 	case d.Reason == AddressNotAllowed:
 		return []string{"addresses"}
 	}
@@ -564,6 +566,9 @@ func addressDetail(d Decision, dest Destination) string {
 	case d.rule != nil:
 		what = "not among the addresses of " + d.rule.name()
 	}
+	if d.outsideRegions() {
+		what = d.regionDetail()
+	}
 	if !d.address.IsValid() {
 		return fmt.Sprintf("%s resolves to an address that is %s", dest.host, what)
 	}
@@ -593,6 +598,8 @@ func remedy(req Request, d Decision, n candidate, secure bool) (text string, gra
 		case !d.address.IsValid():
 		case unusable(d.address.Unmap()):
 			return "make the name resolve to its server's address; no rule can allow this one", false
+		case d.outsideRegions():
+			return "make the name resolve to an address in region " + strings.Join(d.rule.spec.Data.Regions, " or ") + ", or have a guardrail include this one", false
 		case d.rule != nil:
 			return fmt.Sprintf("ask for addresses: [%s] on %s", joinPrefixes(neededPrefixes(d.address)), n.rule.name()), false
 		default: // a sidecar observes, and no rule names the host
@@ -608,7 +615,7 @@ func remedy(req Request, d Decision, n candidate, secure bool) (text string, gra
 func neededPrefixes(addr netip.Addr) []netip.Prefix {
 	var out []netip.Prefix
 	for i, at := range Reaches(addr) {
-		if i == 0 || !publicUnicast(at) {
+		if i == 0 || !PublicUnicast(at) {
 			out = append(out, netip.PrefixFrom(at, at.BitLen()))
 		}
 	}
@@ -742,6 +749,7 @@ type RuleTerms struct {
 	TLSMin     string
 	Credential string
 	Insecure   bool // the credential may cross the network in the clear
+	Data       Data
 }
 
 // terms returns the terms of the nearest rule if it is for the same host.
@@ -750,7 +758,7 @@ func (n candidate) terms() RuleTerms {
 		return RuleTerms{}
 	}
 	to := n.rule.spec.To
-	return RuleTerms{Addresses: to.Addresses, CAFile: to.TLS.CAFile, TLSMin: to.TLS.Min, Credential: n.rule.spec.Credential, Insecure: n.rule.spec.Insecure}
+	return RuleTerms{Addresses: to.Addresses, CAFile: to.TLS.CAFile, TLSMin: to.TLS.Min, Credential: n.rule.spec.Credential, Insecure: n.rule.spec.Insecure, Data: n.rule.spec.Data}
 }
 
 // with returns the terms, completed by those of more.
@@ -761,6 +769,9 @@ func (t RuleTerms) with(more RuleTerms) RuleTerms {
 	t.CAFile, t.TLSMin = cmp.Or(t.CAFile, more.CAFile), cmp.Or(t.TLSMin, more.TLSMin)
 	if t.Credential == "" {
 		t.Credential, t.Insecure = more.Credential, more.Insecure
+	}
+	if t.Data.IsZero() {
+		t.Data = more.Data
 	}
 	return t
 }
@@ -778,6 +789,9 @@ func ruleYAML(req Request, secure bool, terms RuleTerms) string {
 	}
 	if req.Destination.encodedSlash {
 		out.WriteString("  encodedSlash: allow\n")
+	}
+	if !terms.Data.IsZero() {
+		out.WriteString("  data: " + terms.Data.String() + "\n")
 	}
 	if terms.Credential != "" {
 		fmt.Fprintf(&out, "  credential: %s\n", yamlString(terms.Credential))

@@ -628,8 +628,13 @@ func (a *Admission) endRecord(r *Record, o Outcome) {
 	if a.late.refused {
 		r.Allowed, r.Reason = false, a.late.reason.String()
 	}
+	at := cmp.Or(a.connection.Address, a.Request.Destination.Address())
 	if r.Address == "" && a.late.address.IsValid() {
-		r.Address = a.late.address.String()
+		r.Address, at = a.late.address.String(), a.late.address
+	}
+	r.Region = a.Decision.Region(at)
+	if r.Region == "" && !at.IsValid() && r.Allowed && a.Source.Door == DoorExtAuthz {
+		r.Region = a.Decision.onlyRegion() // the exit of the Envoy keeps it: the decision demands that
 	}
 }
 

@@ -1,7 +1,9 @@
 package authz
 
 import (
+	"fmt"
 	"net/netip"
+	"strings"
 	"time"
 )
 
@@ -93,6 +95,8 @@ type Rule struct {
 	EncodedSlash string `json:"encodedSlash,omitempty"`
 	// Matcher is a condition on the content of requests, which the loader makes from the fields of a protocol.
 	Matcher *Matcher `json:"-"`
+	// Data are the data that the access carries, and where they may go.
+	Data Data `json:"data,omitzero"`
 	// Credential names one of the grant's credentials.
 	Credential string `json:"credential,omitempty"`
 	// WildcardCredential allows the credential for a wildcard host.
@@ -109,6 +113,81 @@ type Rule struct {
 	Mode Mode `json:"mode,omitempty"`
 	// ObserveUntil is when mode observe ends; required for it.
 	ObserveUntil time.Time `json:"observeUntil,omitzero"`
+}
+
+// Data describes the data that an access carries. Regions are enforced at the address of
+// each access; Classes and Retention are for risk and compliance.
+type Data struct {
+	// Classes are the classes of the data: public, internal, confidential and restricted.
+	Classes []DataClass `json:"classes,omitempty"`
+	// Regions are regions that guardrails define. Only a destination in one of them is allowed: its address, or its exact host, has to be among the region's.
+	Regions []string `json:"regions,omitempty"`
+	// Retention is how long the destination keeps the data: none, or a duration as in 30d.
+	Retention Retention `json:"retention,omitempty"`
+}
+
+// IsZero reports whether nothing is stated.
+func (d Data) IsZero() bool { return len(d.Classes) == 0 && len(d.Regions) == 0 && d.Retention == "" }
+
+// String returns the data as a file states them, on one line, as in {classes: [internal], regions: [eu]}.
+func (d Data) String() string {
+	var parts []string
+	if len(d.Classes) > 0 {
+		words := make([]string, len(d.Classes))
+		for i, c := range d.Classes {
+			words[i] = yamlString(string(c))
+		}
+		parts = append(parts, "classes: ["+strings.Join(words, ", ")+"]")
+	}
+	if len(d.Regions) > 0 {
+		words := make([]string, len(d.Regions))
+		for i, r := range d.Regions {
+			words[i] = yamlString(r)
+		}
+		parts = append(parts, "regions: ["+strings.Join(words, ", ")+"]")
+	}
+	if d.Retention != "" {
+		parts = append(parts, "retention: "+yamlString(string(d.Retention)))
+	}
+	return "{" + strings.Join(parts, ", ") + "}"
+}
+
+// DataClass is a class of data, by the harm that its disclosure does.
+type DataClass string
+
+// The classes of data, from the least to the most sensitive.
+const (
+	DataPublic       DataClass = "public"
+	DataInternal     DataClass = "internal"
+	DataConfidential DataClass = "confidential"
+	DataRestricted   DataClass = "restricted"
+)
+
+// Retention is how long data are kept: "none", or a [Duration] as written. The zero
+// Retention states nothing.
+type Retention string
+
+// RetentionNone is the retention of data that are not kept.
+const RetentionNone Retention = "none"
+
+// UnmarshalText reads a retention. Its error names the valid forms.
+func (r *Retention) UnmarshalText(text []byte) error {
+	var d Duration
+	if string(text) != string(RetentionNone) && d.UnmarshalText(text) != nil {
+		return fmt.Errorf("%q is not a retention; write none, or a whole number above 0 and a unit, as in 24h or 30d", clip(string(text)))
+	}
+	*r = Retention(text)
+	return nil
+}
+
+// Duration returns how long data are kept, 0 for none; false if nothing is stated.
+func (r Retention) Duration() (time.Duration, bool) {
+	var d Duration
+	if r == RetentionNone {
+		return 0, true
+	}
+	err := d.UnmarshalText([]byte(r))
+	return time.Duration(d), err == nil
 }
 
 // To is the destination of a rule.

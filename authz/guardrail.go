@@ -14,7 +14,13 @@ type Guardrail struct {
 	Never []Never `json:"never,omitempty"`
 	// Ceilings bound the grants; a grant that exceeds one is refused.
 	Ceilings Ceilings `json:"ceilings,omitzero"`
+	// Regions are the destinations of each region that rules may name in data.regions. Guardrails that define the same region must all include a destination.
+	Regions map[string][]Place `json:"regions,omitempty"`
 }
+
+// Place is a destination of a region, as written: an address, a range of addresses, or an
+// exact host.
+type Place string
 
 // AppliesTo reports whether the guardrail bounds the plugin's grants.
 func (g *Guardrail) AppliesTo(plugin string) bool { return matchesPlugin(g.Plugins, plugin) }

@@ -79,6 +79,7 @@ type Record struct {
 	Upgrade       string       // as in [Action]
 	Unenforceable Conditions   // as in [Request]
 	Resolved      []netip.Addr // the addresses that Host resolved to for this access, in order
+	Region        string       // for KindEnd: of the destination; see [Decision.Region]
 	DecidedBy     StateKind    // the state that decided an access whose Reason does not show it; otherwise ""
 	Protocol      string       // of Facts
 	Facts         []string     // of the request's content, sorted: names that a reader of the protocol found

@@ -89,7 +89,7 @@ func (s *Snapshot) decideRoute(d *Decision, to *Destination, now time.Time) {
 		if r.id != d.Rule || r.grant.Name != d.Grant || r.scheme != to.scheme || !r.hasPort(to.port) {
 			continue
 		}
-		d.rule, d.literal = r, to.addr
+		d.rule, d.literal, d.host = r, to.addr, to.host
 		switch {
 		case d.applyRevocation(s.revoked(d.plugin.name, r, now)):
 		case !now.Before(r.notAfter):
@@ -114,7 +114,7 @@ func (d Decision) Covers(earlier Decision) bool {
 	case now == then:
 		return true
 	}
-	return containsAll(now.spec.Paths, then.spec.Paths) && containsAll(now.spec.Upgrades, then.spec.Upgrades) &&
+	return now.coversRegions(then) && containsAll(now.spec.Paths, then.spec.Paths) && containsAll(now.spec.Upgrades, then.spec.Upgrades) &&
 		(now.anyMethod || !then.anyMethod && containsAll(now.spec.Methods, then.spec.Methods)) &&
 		(now.encodedSlash || !then.encodedSlash) && sameCredential(now, then) && now.terms == then.terms &&
 		(len(now.addresses) == 0 && len(then.addresses) == 0 || len(then.addresses) > 0 && containsAll(now.addresses, then.addresses))

@@ -227,7 +227,7 @@ func (s *Snapshot) match(d *Decision, req *Request, now time.Time) {
 
 // setWinner records the rule that decides.
 func (d *Decision) setWinner(r *rule, path *pathPattern, req *Request) {
-	d.rule, d.path, d.literal = r, path, req.Destination.addr
+	d.rule, d.path, d.literal, d.host = r, path, req.Destination.addr, req.Destination.host
 	d.Grant, d.Rule = r.grant.Name, r.id
 	if r.credential != nil {
 		d.Credential = r.credential.ref.Name
@@ -317,10 +317,14 @@ func (r *rule) destination(d Destination) Destination {
 
 // conditionsFor returns the conditions that the rule states for this request.
 func (r *rule) conditionsFor(req *Request) Conditions {
+	c := r.conditions
 	if r.scheme == req.Destination.scheme {
-		return r.conditions &^ ConditionOriginate
+		c &^= ConditionOriginate
 	}
-	return r.conditions
+	if len(r.regions) > 0 && len(r.addresses) == 0 && r.regionByHost(req.Destination.host) {
+		c &^= ConditionAddresses
+	}
+	return c
 }
 
 func (r *rule) allowsAction(a *Action) bool {

@@ -533,6 +533,57 @@ func TestAddresses(t *testing.T) {
 	}
 }
 
+// TestRegions asks for destinations inside and outside of a rule's regions. A host whose
+// address is not known here is refused, unless a guardrail tags the host or the Envoy's
+// connections are judged elsewhere.
+func TestRegions(t *testing.T) {
+	policy, problems := authz.Compile(authz.Input{
+		Plugin: "weather",
+		Guardrails: []authz.Guardrail{{Name: "company", Plugins: []string{"**"}, Regions: map[string][]authz.Place{
+			"eu": {"8.8.8.0/24", "eu.weather.example"}, "us": {"9.9.9.9"},
+		}}},
+		Grants: []authz.Grant{{
+			Name: "weather", Plugin: "weather", NotAfter: testTime.Add(time.Hour),
+			Rules: []authz.Rule{{
+				ID: "inside", Reason: "test", To: authz.To{Hosts: []string{"8.8.8.8", "9.9.9.9", "*.weather.example"}}, Methods: []string{"GET"}, Paths: []string{"/**"},
+				Data: authz.Data{Regions: []string{"eu"}},
+			}},
+		}},
+	}, testTime)
+	if len(problems) > 0 {
+		t.Fatal(problems)
+	}
+	for _, c := range []struct {
+		host     string
+		enforces authz.Conditions
+		want     string
+		region   string // in the record of the access's end
+		detail   string
+	}{
+		{"8.8.8.8", authz.ManagedEnvoyEnforces, "granted", "eu", ""},
+		{"9.9.9.9", authz.ManagedEnvoyEnforces, "address_not_allowed", "us", "in region us, outside region eu"},
+		{"eu.weather.example", 0, "granted", "eu", ""},
+		{"api.weather.example", authz.ManagedEnvoyEnforces, "granted", "eu", ""},
+		{"api.weather.example", 0, "not_enforceable_here", "", ""},
+		{"8.8.8.8", 0, "not_enforceable_here", "", ""},
+	} {
+		h := newHouse(t)
+		h.engine.Install(policy)
+		s := h.server(t, Config{Enforces: c.enforces})
+		out := ask(t, s, envoyCheck("GET", "https", c.host, "/"))
+		s.Close()
+		checkAnswer(t, out)
+		if got := reasonOf(out); got != c.want {
+			t.Errorf("%s: %s, want %s", c.host, got, c.want)
+		}
+		records := h.book.all()
+		last := records[len(records)-1]
+		if last.Region != c.region || !strings.Contains(last.Detail, c.detail) {
+			t.Errorf("%s: recorded region %q, %q", c.host, last.Region, last.Detail)
+		}
+	}
+}
+
 // TestQueryInAnotherCase leaves no second spelling of the credential's parameter.
 func TestQueryInAnotherCase(t *testing.T) {
 	s := newHouse(t).server(t, Config{})

@@ -343,33 +343,29 @@ func (s *Server) finish(a *access, admission *authz.Admission) (answer, string) 
 	if refusal, found := s.misplacedPlaceholder(a, admission); found {
 		return s.refusalAnswer(refusal, admission.Decision, a.grpc), refusal.Detail
 	}
-	reason, detail := s.checkAddress(admission)
-	var out answer
-	if detail == "" {
-		reason = authz.NotEnforceableHere
-		out, detail = s.allow(a, admission)
+	if refusal, refused := s.checkAddress(admission); refused {
+		return s.refusalAnswer(refusal, admission.Decision, a.grpc), refusal.Detail
 	}
+	out, detail := s.allow(a, admission)
 	if detail != "" {
-		out = s.refusalAnswer(admission.Refuse(reason, detail), admission.Decision, a.grpc)
+		out = s.refusalAnswer(admission.Refuse(authz.NotEnforceableHere, detail), admission.Decision, a.grpc)
 	}
 	return out, detail
 }
 
-// checkAddress checks a destination that is an address; others have none here. It
-// returns the reason if it must not be reached, "" otherwise.
-func (s *Server) checkAddress(admission *authz.Admission) (authz.Reason, string) {
+// checkAddress refuses a destination that is an address and must not be reached; others
+// have no address here.
+func (s *Server) checkAddress(admission *authz.Admission) (refusal authz.Refusal, refused bool) {
 	to := admission.Request.Destination
 	addr := to.Address()
-	if !addr.IsValid() {
-		return authz.Granted, ""
+	switch {
+	case !addr.IsValid():
+	case admission.Decision.CheckAddress(addr) != authz.Granted:
+		return admission.RefuseAddress(addr), true
+	case s.cfg.Forbidden != nil && s.cfg.Forbidden(netip.AddrPortFrom(addr, to.Port())):
+		return admission.Refuse(authz.AddressNotAllowed, to.HostPort()+" belongs to the sidecar"), true
 	}
-	if reason := admission.Decision.CheckAddress(addr); reason != authz.Granted {
-		return reason, addr.String() + " is not an allowed address"
-	}
-	if s.cfg.Forbidden != nil && s.cfg.Forbidden(netip.AddrPortFrom(addr, to.Port())) {
-		return authz.AddressNotAllowed, to.HostPort() + " belongs to the sidecar"
-	}
-	return authz.Granted, ""
+	return authz.Refusal{}, false
 }
 
 // deadlineCtx is a context that ends shortly before the caller's deadline, so that an

@@ -111,6 +111,8 @@ type Connection struct {
 	// for a connection on which the sidecar does not speak TLS. It must be safe for
 	// concurrent use.
 	Meets func(terms Terms) bool
+	// TLS is the version of that TLS session, as in [Terms].TLSMin; "" without one.
+	TLS string
 }
 
 // check returns Granted if d, which allows the access, also allows the connection,
@@ -632,7 +634,7 @@ func (a *Admission) endRecord(r *Record, o Outcome) {
 	if r.Address == "" && a.late.address.IsValid() {
 		r.Address, at = a.late.address.String(), a.late.address
 	}
-	r.Region = a.Decision.Region(at)
+	r.Region, r.TLS = a.Decision.Region(at), a.connection.TLS
 	if r.Region == "" && !at.IsValid() && r.Allowed && a.Source.Door == DoorExtAuthz {
 		r.Region = a.Decision.onlyRegion() // the exit of the Envoy keeps it: the decision demands that
 	}

@@ -80,6 +80,7 @@ type Record struct {
 	Unenforceable Conditions   // as in [Request]
 	Resolved      []netip.Addr // the addresses that Host resolved to for this access, in order
 	Region        string       // for KindEnd: of the destination; see [Decision.Region]
+	TLS           string       // for KindEnd: the version of the TLS session with the upstream, as in [Connection]
 	DecidedBy     StateKind    // the state that decided an access whose Reason does not show it; otherwise ""
 	Protocol      string       // of Facts
 	Facts         []string     // of the request's content, sorted: names that a reader of the protocol found

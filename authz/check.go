@@ -42,13 +42,10 @@ func (k grantCheck) document(names map[string]bool) {
 			k.report(fmt.Sprintf("spec.sockets[%d]", i), "%q is given twice; write it once", s)
 		}
 	}
-	hosts := 0
 	ids := map[string]bool{}
 	for i, r := range g.Rules {
-		hosts += len(r.To.Hosts)
 		checkName(r.ID, rulePath(i, "id"), "rule", ids, k.report)
 	}
-	k.ceilings(hosts)
 }
 
 func rulePath(i int, field string) string { return fmt.Sprintf("spec.rules[%d].%s", i, field) }
@@ -82,30 +79,42 @@ func checkLimits(path string, l Limits, report func(path, format string, args ..
 	}
 }
 
-// ceilings checks the grant as a whole against the guardrails of its plugin.
-func (k grantCheck) ceilings(hosts int) {
+// ceilings checks the grant as a whole against the guardrails of its plugin, and returns
+// the exemptions that it needs.
+func (k grantCheck) ceilings() (needed []*Exemption) {
+	hosts := 0
+	for _, r := range k.g.Rules {
+		hosts += len(r.To.Hosts)
+	}
 	for _, guardrail := range k.guardrails {
-		at := func(field string) string {
-			return fmt.Sprintf("guardrail %s%s", guardrail.Name, originSuffix(guardrail.Origin, "spec.ceilings."+field))
-		}
-		ceiling := guardrail.Ceilings
-		if life := time.Duration(ceiling.GrantLifetime); life > 0 && k.g.NotAfter.Sub(k.c.now) > life {
-			k.report("spec.notAfter", "is over %s away, the longest %s allows; write %s or earlier",
-				ceiling.GrantLifetime, at("grantLifetime"), k.c.now.Add(life).UTC().Format(time.RFC3339))
-		}
-		if ceiling.HostsPerGrant > 0 && hosts > ceiling.HostsPerGrant {
-			k.report("spec.rules", "name %d hosts, more than the %d that %s allows", hosts, ceiling.HostsPerGrant, at("hostsPerGrant"))
-		}
-		stated := k.g.Limits.Stated()
-		for _, top := range ceiling.Limits.Stated() {
-			path := "spec.limits." + top.Kind.String()
-			i := slices.IndexFunc(stated, func(l StatedLimit) bool { return l.Kind == top.Kind })
-			switch {
-			case i < 0:
-				k.report("spec.limits", "does not state %s, which %s requires; write %s or less", top.Kind, at("limits."+top.Kind.String()), top.text)
-			case !stated[i].Limit.Within(top.Limit):
-				k.report(path, "%s is more than the %s that %s allows", stated[i].text, top.text, at("limits."+top.Kind.String()))
-			}
+		needed = append(needed, k.exempted("", guardrail.Ceilings, func(c Ceilings, report reportFunc) {
+			k.grantCeilings(guardrail, c, hosts, report)
+		})...)
+	}
+	return needed
+}
+
+// grantCeilings checks the grant as a whole against the ceilings of a guardrail.
+func (k grantCheck) grantCeilings(guardrail *Guardrail, ceiling Ceilings, hosts int, report reportFunc) {
+	at := func(field string) string {
+		return fmt.Sprintf("guardrail %s%s", guardrail.Name, originSuffix(guardrail.Origin, "spec.ceilings."+field))
+	}
+	if life := time.Duration(ceiling.GrantLifetime); life > 0 && k.g.NotAfter.Sub(k.c.now) > life {
+		report("spec.notAfter", "is over %s away, the longest %s allows; write %s or earlier",
+			ceiling.GrantLifetime, at("grantLifetime"), k.c.now.Add(life).UTC().Format(time.RFC3339))
+	}
+	if ceiling.HostsPerGrant > 0 && hosts > ceiling.HostsPerGrant {
+		report("spec.rules", "name %d hosts, more than the %d that %s allows", hosts, ceiling.HostsPerGrant, at("hostsPerGrant"))
+	}
+	stated := k.g.Limits.Stated()
+	for _, top := range ceiling.Limits.Stated() {
+		path := "spec.limits." + top.Kind.String()
+		i := slices.IndexFunc(stated, func(l StatedLimit) bool { return l.Kind == top.Kind })
+		switch {
+		case i < 0:
+			report("spec.limits", "does not state %s, which %s requires; write %s or less", top.Kind, at("limits."+top.Kind.String()), top.text)
+		case !stated[i].Limit.Within(top.Limit):
+			report(path, "%s is more than the %s that %s allows", stated[i].text, top.text, at("limits."+top.Kind.String()))
 		}
 	}
 }
@@ -154,7 +163,14 @@ func (k grantCheck) rule(i int, out *rule, credentials map[string]*credentialSpe
 			k.report(at("limits."+l.Kind.String()), "is not supported yet on a rule; state it in the grant's limits")
 		}
 	}
-	k.ruleCeilings(at, spec, out)
+	for _, guardrail := range k.guardrails {
+		out.exempt(k.g, k.exempted(spec.ID, guardrail.Ceilings, func(c Ceilings, report reportFunc) {
+			ruleCeilings(at, spec, out, guardrail, c, report)
+		}))
+	}
+	if out.credential != nil {
+		out.exempt(k.g, out.credential.exemptions)
+	}
 	out.terms = Terms{TLSMin: spec.To.TLS.Min, CA: spec.To.TLS.CA, Timeout: time.Duration(spec.Timeout)}
 	if out.terms.TLSMin == "" {
 		out.terms.TLSMin = defaultTLSMin
@@ -389,46 +405,43 @@ func (k grantCheck) times(at func(string) string, spec *Rule, out *rule) {
 	}
 }
 
-// ruleCeilings checks a rule against the guardrails of its plugin.
-func (k grantCheck) ruleCeilings(at func(string) string, spec *Rule, out *rule) {
-	for _, guardrail := range k.guardrails {
-		by := func(field string) string {
-			return fmt.Sprintf("guardrail %s%s", guardrail.Name, originSuffix(guardrail.Origin, field))
-		}
-		ceiling := guardrail.Ceilings
-		if len(ceiling.Schemes) > 0 && !slices.Contains(ceiling.Schemes, out.scheme) {
-			k.report(at("to.scheme"), "%s is not among %v, the ceiling of %s", out.scheme, ceiling.Schemes, by("spec.ceilings.schemes"))
-		}
-		if len(ceiling.Methods) > 0 && out.scheme.HTTP() {
-			for j, m := range spec.Methods {
-				if !slices.Contains(ceiling.Methods, m) {
-					k.report(fmt.Sprintf("%s[%d]", at("methods"), j), "%s is not among %v, the ceiling of %s", clip(m), ceiling.Methods, by("spec.ceilings.methods"))
-				}
+// ruleCeilings checks a rule against the ceilings of a guardrail.
+func ruleCeilings(at func(string) string, spec *Rule, out *rule, guardrail *Guardrail, ceiling Ceilings, report reportFunc) {
+	by := func(field string) string {
+		return fmt.Sprintf("guardrail %s%s", guardrail.Name, originSuffix(guardrail.Origin, field))
+	}
+	if len(ceiling.Schemes) > 0 && !slices.Contains(ceiling.Schemes, out.scheme) {
+		report(at("to.scheme"), "%s is not among %v, the ceiling of %s", out.scheme, ceiling.Schemes, by("spec.ceilings.schemes"))
+	}
+	if len(ceiling.Methods) > 0 && out.scheme.HTTP() {
+		for j, m := range spec.Methods {
+			if !slices.Contains(ceiling.Methods, m) {
+				report(fmt.Sprintf("%s[%d]", at("methods"), j), "%s is not among %v, the ceiling of %s", clip(m), ceiling.Methods, by("spec.ceilings.methods"))
 			}
 		}
-		floor := spec.To.TLS.Min
-		if floor == "" {
-			floor = defaultTLSMin
-		}
-		if ceiling.TLSMin > floor && out.scheme == SchemeHTTPS {
-			k.report(at("to.tls"), "accepts TLS %s, below %s of %s; write tls: {min: %q}", floor, ceiling.TLSMin, by("spec.ceilings.tlsMin"), ceiling.TLSMin)
-		}
-		k.hostCeilings(at, spec, guardrail, by)
 	}
+	floor := spec.To.TLS.Min
+	if floor == "" {
+		floor = defaultTLSMin
+	}
+	if ceiling.TLSMin > floor && out.scheme == SchemeHTTPS {
+		report(at("to.tls"), "accepts TLS %s, below %s of %s; write tls: {min: %q}", floor, ceiling.TLSMin, by("spec.ceilings.tlsMin"), ceiling.TLSMin)
+	}
+	hostCeilings(at, spec, ceiling.WildcardHosts, by, report)
 }
 
 // hostCeilings refuses wildcards beyond the ceiling. It does not check hosts
 // against never-lists, which apply to each access: otherwise a new entry could make a
 // policy unloadable and so keep the old one, without the entry, in force.
-func (k grantCheck) hostCeilings(at func(string) string, spec *Rule, guardrail *Guardrail, by func(string) string) {
+func hostCeilings(at func(string) string, spec *Rule, ceiling WildcardHosts, by func(string) string, report reportFunc) {
 	for j, h := range spec.To.Hosts {
 		path := fmt.Sprintf("%s[%d]", at("to.hosts"), j)
 		deep, wild := strings.HasPrefix(h, "**."), strings.HasPrefix(h, "*")
-		switch w := guardrail.Ceilings.WildcardHosts; {
-		case w == WildcardNone && wild:
-			k.report(path, "%q is a wildcard, which %s does not allow", h, by("spec.ceilings.wildcardHosts"))
-		case w == WildcardSingle && deep:
-			k.report(path, "%q is a wildcard over more than one label, which %s does not allow", h, by("spec.ceilings.wildcardHosts"))
+		switch {
+		case ceiling == WildcardNone && wild:
+			report(path, "%q is a wildcard, which %s does not allow", h, by("spec.ceilings.wildcardHosts"))
+		case ceiling == WildcardSingle && deep:
+			report(path, "%q is a wildcard over more than one label, which %s does not allow", h, by("spec.ceilings.wildcardHosts"))
 		}
 	}
 }

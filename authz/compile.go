@@ -20,6 +20,8 @@ type Input struct {
 	// Observe allows accesses that are not granted, without a credential, until ObserveUntil.
 	Observe      bool
 	ObserveUntil time.Time
+	// Exemptions relax ceilings of the guardrails.
+	Exemptions []Exemption
 	// MaskPath, if not nil, replaces each literal segment of the rules' paths, so that the
 	// policy decides on paths whose segments are masked alike, as in an audit log. Rules
 	// keep the precedence of their paths as written. A mask is not empty, holds neither a
@@ -231,6 +233,7 @@ func (c *compiler) grant(g *Grant, names map[string]bool) {
 	s.grants = append(s.grants, g)
 	check := grantCheck{c, g, s.guardrails}
 	check.document(names)
+	needed := check.ceilings()
 	c.addExpiry(g.NotAfter)
 	s.limits = append(s.limits, compileLimits(g, "", g.Limits)...)
 	credentials, before := map[string]*credentialSpec{}, map[string]bool{}
@@ -243,6 +246,7 @@ func (c *compiler) grant(g *Grant, names map[string]bool) {
 	for i := range rules {
 		r := &rules[i]
 		check.rule(i, r, credentials)
+		r.exempt(g, needed)
 		check.data(func(field string) string { return fmt.Sprintf("spec.rules[%d].%s", i, field) }, &g.Rules[i], r, s)
 		s.rules = append(s.rules, r)
 		c.addExpiry(r.notAfter)

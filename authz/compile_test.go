@@ -444,6 +444,57 @@ func TestCredentialLifetime(t *testing.T) {
 	}
 }
 
+// TestCredentialLifetimeExemption: a longer life needs an exemption for each rule that uses
+// the credential, and these rules end with it.
+func TestCredentialLifetimeExemption(t *testing.T) {
+	allow := Ceilings{CredentialLifetime: Duration(time.Hour)}
+	for name, c := range map[string]struct {
+		stated     time.Duration // 0 for a lease of Vault
+		exemptions []Exemption
+		want       time.Duration
+		ends       bool
+		problem    string
+	}{
+		"token":                {stated: time.Hour, exemptions: []Exemption{{Rule: "read-forecast", Allow: allow}}, want: time.Hour, ends: true},
+		"lease":                {exemptions: []Exemption{{Allow: allow}}, want: time.Hour, ends: true},
+		"short token":          {stated: 10 * time.Minute, exemptions: []Exemption{{Allow: allow}}, want: 15 * time.Minute},
+		"longer than allowed":  {stated: 2 * time.Hour, exemptions: []Exemption{{Allow: allow}}, problem: "is more than the 15m"},
+		"none":                 {stated: time.Hour, problem: "is more than the 15m"},
+		"of another rule":      {stated: time.Hour, exemptions: []Exemption{{Rule: "other", Allow: allow}}, problem: "is more than the 15m"},
+		"of another grant":     {stated: time.Hour, exemptions: []Exemption{{Grant: "other", Allow: allow}}, problem: "is more than the 15m"},
+		"of another ceiling":   {stated: time.Hour, exemptions: []Exemption{{Ceiling: "ceilings.tlsMin", Allow: allow}}, problem: "is more than the 15m"},
+		"shorter than allowed": {exemptions: []Exemption{{Allow: Ceilings{CredentialLifetime: Duration(time.Minute)}}}, want: 15 * time.Minute},
+	} {
+		t.Run(name, func(t *testing.T) {
+			g := withKey(forecast())
+			if c.stated > 0 {
+				g.Credentials[0].Vault.Path = "transit/sign/weather"
+				g.Credentials[0].Inject = Inject{JWT: &JWT{Algorithm: "RS256", Issuer: "i", Subject: "s", Audience: "a", Lifetime: Duration(c.stated)}}
+			}
+			in := input(g)
+			in.Guardrails = []Guardrail{{Name: "company", Plugins: []string{"**"}, Ceilings: Ceilings{CredentialLifetime: Duration(15 * time.Minute)}}}
+			for _, e := range c.exemptions {
+				e.Name, e.NotAfter, e.MaxUses = "ex-1", noon.Add(time.Minute), 3
+				e.Grant, e.Ceiling = cmpOr(e.Grant, "weather"), cmpOr(e.Ceiling, "ceilings.credentialLifetime")
+				in.Exemptions = append(in.Exemptions, e)
+			}
+			if c.problem != "" {
+				if _, problems := Compile(in, noon); len(problems) != 1 || !strings.Contains(problems[0].Message, c.problem) {
+					t.Errorf("got %v, want %q", problems, c.problem)
+				}
+				return
+			}
+			s := snapshot(t, in)
+			if got := s.CredentialRefs("weather", noon)[0].Lifetime; got != c.want {
+				t.Errorf("the credential lasts %s, want %s", got, c.want)
+			}
+			if got := s.Decide(get(t, forecastURL), Usage{}, noon.Add(time.Minute)); got.Allowed() == c.ends {
+				t.Errorf("at the end of the exemption the access is %s", got.Reason)
+			}
+		})
+	}
+}
+
 // TestMethods: each method is granted by itself and by "*", which leaves TRACE out.
 func TestMethods(t *testing.T) {
 	methods := []string{"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "PROPFIND", "REPORT", "TRACE"}

@@ -23,16 +23,44 @@ func (k grantCheck) credential(i int, names map[string]bool) *credentialSpec {
 		Path: spec.Vault.Path, TrimNewline: spec.Vault.TrimNewline, Parameters: canonicalJSON(spec.Vault.Params),
 	}}
 	k.vaultPath(path+".vault", spec)
-	for _, guardrail := range k.guardrails {
-		life := time.Duration(guardrail.Ceilings.CredentialLifetime)
-		if life > 0 && (out.ref.Lifetime == 0 || life < out.ref.Lifetime) {
-			out.ref.Lifetime = life
-		}
-	}
+	ceiling := k.lifetime(spec.Name, nil)
+	out.ref.Lifetime = k.lifetime(spec.Name, &out.exemptions)
 	k.inject(path+".inject", spec.Inject, out)
+	if token := out.ref.Token.Lifetime; token > 0 && token <= ceiling { // a token that needs no exemption
+		out.ref.Lifetime, out.exemptions = ceiling, nil
+	}
 	k.notSecret(path+".vault.notSecret", spec, out)
 	k.placeholder(i, out)
 	return out
+}
+
+// lifetime returns the longest life of a credential: the shortest ceiling, 0 without one. If
+// needed is set, exemptions relax each ceiling, and those that do are added. A credential
+// has one lease for all of its rules, so that an exemption has to be for each of them.
+func (k grantCheck) lifetime(credential string, needed *[]*Exemption) (shortest time.Duration) {
+	for _, guardrail := range k.guardrails {
+		ceiling := guardrail.Ceilings
+		for i := range k.c.in.Exemptions {
+			e := &k.c.in.Exemptions[i]
+			relaxed, ok := e.relax(ceiling)
+			if needed == nil || ceiling.CredentialLifetime <= 0 || !ok || relaxed.CredentialLifetime <= ceiling.CredentialLifetime || !k.covers(e, credential) {
+				continue
+			}
+			ceiling = relaxed
+			*needed = append(*needed, e)
+		}
+		if life := time.Duration(ceiling.CredentialLifetime); life > 0 && (shortest == 0 || life < shortest) {
+			shortest = life
+		}
+	}
+	return shortest
+}
+
+// covers reports whether an exemption is for each rule of the grant that uses a credential.
+func (k grantCheck) covers(e *Exemption, credential string) bool {
+	return e.Grant == k.g.Name && !slices.ContainsFunc(k.g.Rules, func(r Rule) bool {
+		return r.Credential == credential && e.Rule != "" && e.Rule != r.ID
+	})
 }
 
 // notSecret checks the fields that are declared not secret. A template may contain

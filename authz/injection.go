@@ -86,7 +86,8 @@ type credentialSpec struct {
 	basic           bool
 	placeholder     *Placeholder
 
-	notSecret []string // of fields
+	notSecret  []string     // of fields
+	exemptions []*Exemption // that its lifetime needs
 
 	parts  []template // in the order that renderParts expects
 	fields []string   // that the parts name, in order

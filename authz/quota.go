@@ -63,6 +63,9 @@ type StatedLimit struct {
 	text  string
 }
 
+// String returns the limit as a document states it, as in "requests: 100/1m".
+func (s StatedLimit) String() string { return s.Kind.String() + ": " + s.text }
+
 // Stated returns the limits that the document states, in the order of their kinds.
 func (l Limits) Stated() []StatedLimit {
 	all := []StatedLimit{
@@ -80,7 +83,7 @@ func (l Limits) Stated() []StatedLimit {
 func (l Limits) String() string {
 	var out []string
 	for _, s := range l.Stated() {
-		out = append(out, s.Kind.String()+": "+s.text)
+		out = append(out, s.String())
 	}
 	if l.CountSyscalls != "" {
 		out = append(out, "countSyscalls: "+string(l.CountSyscalls))

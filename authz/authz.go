@@ -194,6 +194,8 @@ const (
 	DestinationNotGranted
 	MethodNotGranted
 	PathNotGranted
+	StatementUnreadable
+	StatementTooLarge
 	StatementNotGranted
 	GrantExpired
 	NotEnforceableHere
@@ -262,6 +264,10 @@ func (r Reason) text() reasonText {
 		return reasonText{"method_not_granted", "Method not granted", 403}
 	case PathNotGranted:
 		return reasonText{"path_not_granted", "Path not granted", 403}
+	case StatementUnreadable:
+		return reasonText{"statement_unreadable", "Statement unreadable", 403}
+	case StatementTooLarge:
+		return reasonText{"statement_too_large", "Statement too large", 413}
 	case StatementNotGranted:
 		return reasonText{"statement_not_granted", "Statement not granted", 403}
 	case GrantExpired:
@@ -309,6 +315,7 @@ type Decision struct {
 	throttled       bool          // QuotaExceeded: the limits delay the access by RetryAfter and then allow it
 	ownLimitsExempt bool          // the rule only observes the access, and its own limits do not apply
 	unmetered       bool          // the whole sidecar observes, and nothing is spent
+	unobservable    bool          // an access of a database that is never only observed; see [matcher.observes]
 	observerRevoked bool          // no rule wins, and one that would observe the access was revoked
 }
 

@@ -147,7 +147,11 @@ func (k grantCheck) rule(i int, out *rule, credentials map[string]*credentialSpe
 		k.report(at("reason"), "is still %s; write for the reviewer why the plugin needs this access", ReasonTodo)
 	}
 	k.destination(at, spec, out)
+	k.databaseHosts(at, spec, out)
 	k.http(at, spec, out)
+	if out.scheme.Database() && (spec.Matcher == nil || spec.Matcher.Protocol != out.scheme.Protocol()) {
+		k.report(at("to.scheme"), "%s has no condition on statements; load the rule from a file that states them", out.scheme)
+	}
 	if spec.Matcher != nil {
 		var err error
 		if out.matcher, err = spec.Matcher.compile(); err != nil {
@@ -209,11 +213,11 @@ func (k grantCheck) destination(at func(string) string, spec *Rule, out *rule) {
 		out.scheme = SchemeHTTPS
 	}
 	out.scheme = out.scheme.shared()
-	switch {
+	switch all := schemes(); {
 	case isPlannedScheme(out.scheme):
-		k.report(at("to.scheme"), "%s is not supported yet; use https, http, tls or tcp", out.scheme)
-	case !out.scheme.HTTP() && out.scheme != SchemeTLS && out.scheme != SchemeTCP:
-		k.report(at("to.scheme"), "%q is not a scheme; use https, http, tls or tcp", clip(string(out.scheme)))
+		k.report(at("to.scheme"), "%s is not supported yet; use https, http, tls, tcp, postgres or redis", out.scheme)
+	case !slices.Contains(all[:], out.scheme):
+		k.report(at("to.scheme"), "%q is not a scheme; use https, http, tls, tcp, postgres or redis", clip(string(out.scheme)))
 	}
 	if len(spec.To.Hosts) == 0 {
 		k.report(at("to.hosts"), "is empty; name the hosts, as in [api.weather.example]")
@@ -258,7 +262,10 @@ func (k grantCheck) destination(at func(string) string, spec *Rule, out *rule) {
 	if spec.To.TLS.CAFile != "" && strings.TrimSpace(spec.To.TLS.CA) == "" {
 		k.report(at("to.tls.caFile"), "%q holds no certificate; without one every authority of the system would be trusted", clip(spec.To.TLS.CAFile))
 	}
-	if spec.To.TLS != (TLS{}) && out.scheme != SchemeHTTPS {
+	switch {
+	case spec.To.TLS.Originate && out.scheme.Database():
+		k.report(at("to.tls.originate"), "applies to scheme https only; remove it")
+	case spec.To.TLS != (TLS{}) && out.scheme != SchemeHTTPS && !out.scheme.Database():
 		k.report(at("to.tls"), "does not apply to scheme %s, for which Chaperone does not speak TLS; remove it", out.scheme)
 	}
 }
@@ -266,20 +273,7 @@ func (k grantCheck) destination(at func(string) string, spec *Rule, out *rule) {
 // http checks what only http and https rules have.
 func (k grantCheck) http(at func(string) string, spec *Rule, out *rule) {
 	if !out.scheme.HTTP() {
-		for _, f := range []struct {
-			name string
-			set  bool
-		}{
-			{"methods", len(spec.Methods) > 0},
-			{"paths", len(spec.Paths) > 0},
-			{"upgrades", len(spec.Upgrades) > 0},
-			{"encodedSlash", spec.EncodedSlash != ""},
-			{"credential", spec.Credential != ""},
-		} {
-			if f.set {
-				k.report(at(f.name), "does not apply to scheme %s, whose content Chaperone does not see; remove it", out.scheme)
-			}
-		}
+		k.notHTTP(at, spec, out)
 		return
 	}
 	if len(spec.Methods) == 0 {
@@ -333,6 +327,27 @@ func (k grantCheck) http(at func(string) string, spec *Rule, out *rule) {
 	}
 }
 
+// notHTTP refuses what only http and https rules have.
+func (k grantCheck) notHTTP(at func(string) string, spec *Rule, out *rule) {
+	for _, f := range []struct {
+		name string
+		set  bool
+	}{
+		{"methods", len(spec.Methods) > 0},
+		{"paths", len(spec.Paths) > 0},
+		{"upgrades", len(spec.Upgrades) > 0},
+		{"encodedSlash", spec.EncodedSlash != ""},
+		{"credential", spec.Credential != "" && !out.scheme.Database()},
+	} {
+		switch {
+		case f.set && out.scheme.Database():
+			k.report(at(f.name), "does not apply to scheme %s; remove it", out.scheme)
+		case f.set:
+			k.report(at(f.name), "does not apply to scheme %s, whose content Chaperone does not see; remove it", out.scheme)
+		}
+	}
+}
+
 // upgradable reports whether a rule may grant an upgrade to the protocol. The
 // excluded ones carry accesses that would not be decided: further requests, and
 // datagrams to any destination.
@@ -354,6 +369,9 @@ func miscased(method string) bool {
 func (k grantCheck) checkCredential(at func(string) string, spec *Rule, out *rule, credentials map[string]*credentialSpec) {
 	wildcard := slices.ContainsFunc(spec.To.Hosts, func(h string) bool { return strings.HasPrefix(h, "*") })
 	if spec.Credential == "" {
+		if out.scheme == SchemePostgres {
+			k.report(at("credential"), "is missing; name the credential that sessions log in with")
+		}
 		if spec.WildcardCredential {
 			k.report(at("wildcardCredential"), "is set without a credential; remove it")
 		}
@@ -365,8 +383,13 @@ func (k grantCheck) checkCredential(at func(string) string, spec *Rule, out *rul
 	out.credential = credentials[spec.Credential]
 	if out.credential == nil {
 		k.report(at("credential"), "%q is not one of the grant's credentials; add it under spec.credentials", clip(spec.Credential))
+	} else if out.scheme.Database() != (out.credential.kind == InjectDatabase) {
+		k.report(at("credential"), "%q is for the %s, which scheme %s does not use; use one with inject: %s", clip(spec.Credential),
+			k.g.Credentials[slices.IndexFunc(k.g.Credentials, func(c CredentialSpec) bool { return c.Name == spec.Credential })].Inject.Describe(),
+			out.scheme, injectFor(out.scheme))
 	}
 	switch {
+	case out.scheme.Database(): // databaseHosts reports wildcards
 	case wildcard && !spec.WildcardCredential:
 		k.report(at("credential"), "would be sent to every host of a wildcard; name the hosts, or set wildcardCredential: true")
 	case !wildcard && spec.WildcardCredential:
@@ -380,6 +403,14 @@ func (k grantCheck) checkCredential(at func(string) string, spec *Rule, out *rul
 	case out.scheme != SchemeHTTP && spec.Insecure:
 		k.report(at("insecure"), "applies to scheme http only; remove it")
 	}
+}
+
+// injectFor returns an example of how rules of the scheme inject credentials.
+func injectFor(s Scheme) string {
+	if s.Database() {
+		return "{database: {}}"
+	}
+	return `{header: Authorization, value: "Bearer {api_key}"}`
 }
 
 // times checks the end of a rule and of its mode observe.
@@ -424,7 +455,7 @@ func ruleCeilings(at func(string) string, spec *Rule, out *rule, guardrail *Guar
 	if floor == "" {
 		floor = defaultTLSMin
 	}
-	if ceiling.TLSMin > floor && out.scheme == SchemeHTTPS {
+	if ceiling.TLSMin > floor && (out.scheme == SchemeHTTPS || out.scheme.Database()) {
 		report(at("to.tls"), "accepts TLS %s, below %s of %s; write tls: {min: %q}", floor, ceiling.TLSMin, by("spec.ceilings.tlsMin"), ceiling.TLSMin)
 	}
 	hostCeilings(at, spec, ceiling.WildcardHosts, by, report)

@@ -166,7 +166,9 @@ func Compile(in Input, now time.Time) (*Policy, []Problem) {
 	if len(c.problems) > 0 {
 		return nil, c.problems
 	}
-	c.finish()
+	if c.finish(); len(c.problems) > 0 {
+		return nil, c.problems
+	}
 	return c.policy, nil
 }
 
@@ -276,7 +278,8 @@ func (s *pluginPolicy) index(r *rule) {
 	}
 }
 
-// finish sorts the rules by precedence (docs/configuration.md), and indexes them in that order.
+// finish sorts the rules by precedence (docs/configuration.md), indexes them in that order,
+// and refuses those that contradict each other.
 func (c *compiler) finish() {
 	slices.SortFunc(c.policy.expiries, time.Time.Compare)
 	for _, s := range c.policy.plugins {
@@ -284,6 +287,7 @@ func (c *compiler) finish() {
 		for _, r := range s.rules {
 			s.index(r)
 		}
+		c.conflicts(s)
 		slices.SortFunc(s.limits, func(a, b limit) int {
 			return cmp.Or(strings.Compare(a.key.Value().grant, b.key.Value().grant), cmp.Compare(a.kind, b.kind))
 		})
@@ -344,7 +348,7 @@ func checkCeilings(l Ceilings, report func(path, format string, args ...any)) {
 	const path = "spec.ceilings."
 	for i, s := range l.Schemes {
 		if s.DefaultPort() == 0 && s != SchemeTCP && !isPlannedScheme(s) {
-			report(fmt.Sprintf(path+"schemes[%d]", i), "%q is not a scheme; use https, http, tls or tcp", clip(string(s)))
+			report(fmt.Sprintf(path+"schemes[%d]", i), "%q is not a scheme; use https, http, tls, tcp, postgres or redis", clip(string(s)))
 		}
 	}
 	if l.TLSMin != "" && !validTLSMin(l.TLSMin) {
@@ -369,7 +373,7 @@ func checkCeilings(l Ceilings, report func(path, format string, args ...any)) {
 
 // isPlannedScheme reports whether the contract names the scheme although it is not
 // enforced yet. A ceiling may name it, since ceilings only restrict.
-func isPlannedScheme(s Scheme) bool { return s == "postgres" || s == "redis" || s == "mysql" }
+func isPlannedScheme(s Scheme) bool { return s == "mysql" }
 
 func validTLSMin(v string) bool { return v == "1.2" || v == "1.3" }
 

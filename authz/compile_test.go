@@ -116,12 +116,12 @@ func ruleProblems() []problemTest {
 // destinationProblems are those of where rules lead.
 func destinationProblems() []problemTest {
 	return []problemTest{
-		{"a later scheme", changeRule(func(r *Rule) { r.To.Scheme, r.To.Ports = "postgres", []uint16{5432} }), []string{
-			`spec.rules[0].to.scheme: postgres is not supported yet; use https, http, tls or tcp`,
-			`spec.rules[0].methods: does not apply to scheme postgres, whose content Chaperone does not see; remove it`,
-			`spec.rules[0].paths: does not apply to scheme postgres, whose content Chaperone does not see; remove it`,
+		{"a later scheme", changeRule(func(r *Rule) { r.To.Scheme, r.To.Ports = "mysql", []uint16{5432} }), []string{
+			`spec.rules[0].to.scheme: mysql is not supported yet; use https, http, tls, tcp, postgres or redis`,
+			`spec.rules[0].methods: does not apply to scheme mysql, whose content Chaperone does not see; remove it`,
+			`spec.rules[0].paths: does not apply to scheme mysql, whose content Chaperone does not see; remove it`,
 		}},
-		{"an unknown scheme", changeRule(func(r *Rule) { r.To.Scheme, r.Methods, r.Paths = "gopher", nil, nil }), []string{`spec.rules[0].to.scheme: "gopher" is not a scheme; use https, http, tls or tcp`}},
+		{"an unknown scheme", changeRule(func(r *Rule) { r.To.Scheme, r.Methods, r.Paths = "gopher", nil, nil }), []string{`spec.rules[0].to.scheme: "gopher" is not a scheme; use https, http, tls, tcp, postgres or redis`}},
 		{"no hosts", changeRule(func(r *Rule) { r.To.Hosts = nil }), []string{`spec.rules[0].to.hosts: is empty; name the hosts, as in [api.weather.example]`}},
 		{"every host", changeRule(func(r *Rule) { r.To.Hosts = []string{"*", "**"} }), []string{
 			`spec.rules[0].to.hosts[0]: "*" matches every host; name the hosts, or write *.NAME for those under one name`,
@@ -268,7 +268,7 @@ func credentialProblems() []problemTest {
 			c.Vault.Path, c.Vault.Params = "secret/data/weather", map[string]string{"ttl": "1h"}
 		}), []string{`spec.credentials[0].vault.params: would overwrite the secret "secret/data/weather"; remove them, so that it is read`}},
 		{"Vault's own system", changeCredential(func(c *CredentialSpec) { c.Vault.Path = "sys/raw/x" }), []string{`spec.credentials[0].vault.path: "sys/raw/x" is not a path for vault read; write one as in secret/data/weather`}},
-		{"no place", changeCredential(func(c *CredentialSpec) { c.Inject = Inject{Value: "{k}"} }), []string{`spec.credentials[0].inject: is missing; set one of header, query, cookie, basic, mtls, sigv4, oauth2 or jwt`}},
+		{"no place", changeCredential(func(c *CredentialSpec) { c.Inject = Inject{Value: "{k}"} }), []string{`spec.credentials[0].inject: is missing; set one of header, query, cookie, basic, mtls, sigv4, oauth2, jwt or database`}},
 		{"two places", changeCredential(func(c *CredentialSpec) { c.Inject = Inject{Header: "x", Query: "x", Value: "{k}"} }), []string{`spec.credentials[0].inject: sets header and query; set exactly one of them`}},
 		{"no value", changeCredential(func(c *CredentialSpec) { c.Inject = Inject{Cookie: "sid"} }), []string{`spec.credentials[0].inject.value: is missing; write the template of the cookie, as in "Bearer {api_key}"`}},
 		{"a name that no request carries", changeCredential(func(c *CredentialSpec) { c.Inject.Header = "X Key" }), []string{`spec.credentials[0].inject.header: "X Key" is not a valid name in a request; write a token, as in X-Api-Key`}},
@@ -285,7 +285,7 @@ func credentialProblems() []problemTest {
 		{"not secret and not there", changeCredential(func(c *CredentialSpec) { c.Vault.NotSecret = []string{"region"} }), []string{`spec.credentials[0].vault.notSecret[0]: "region" is not a field that inject uses; name one of api_key`}},
 		{"not secret of a signature", changeCredential(func(c *CredentialSpec) {
 			c.Inject, c.Vault.NotSecret = Inject{SigV4: &SigV4{Service: "s3", Region: "eu-west-1"}}, []string{"access_key"}
-		}), []string{`spec.credentials[0].vault.notSecret: applies to header, query, cookie and basic only; remove it`}},
+		}), []string{`spec.credentials[0].vault.notSecret: applies to header, query, cookie, basic and database only; remove it`}},
 		{"basic of nothing", changeCredential(func(c *CredentialSpec) { c.Inject = Inject{Basic: &Basic{"u", "p"}} }), []string{`spec.credentials[0].inject.basic: "u:p" uses no field of Vault's answer; name one, as in {api_key}`}},
 		{"basic with broken templates", changeCredential(func(c *CredentialSpec) { c.Inject = Inject{Basic: &Basic{"{u", "p}"}} }), []string{
 			`spec.credentials[0].inject.basic.username: "{u" is not a field of Vault's answer; write {name}`,
@@ -330,7 +330,7 @@ func guardrailProblems() []problemTest {
 			Schemes: []Scheme{"https", "postgres", "gopher"}, TLSMin: "1.0", WildcardHosts: "all", HostsPerGrant: -1,
 			Limits: Limits{Requests: Limit{0, 1}, OnExceeded: OnExceededDeny},
 		}}), []string{
-			`spec.ceilings.schemes[2]: "gopher" is not a scheme; use https, http, tls or tcp`,
+			`spec.ceilings.schemes[2]: "gopher" is not a scheme; use https, http, tls, tcp, postgres or redis`,
 			`spec.ceilings.tlsMin: "1.0" is not a version; use "1.2" or "1.3"`,
 			`spec.ceilings.wildcardHosts: "all" is not none, single or any`,
 			`spec.ceilings.hostsPerGrant: is below 0`,

@@ -70,8 +70,8 @@ func (k grantCheck) notSecret(path string, spec *CredentialSpec, out *credential
 	if len(out.notSecret) == 0 {
 		return
 	}
-	if in := spec.Inject; in.Header+in.Query+in.Cookie == "" && in.Basic == nil {
-		k.report(path, "applies to header, query, cookie and basic only; remove it")
+	if in := spec.Inject; in.Header+in.Query+in.Cookie == "" && in.Basic == nil && in.Database == nil {
+		k.report(path, "applies to header, query, cookie, basic and database only; remove it")
 		return
 	}
 	for i, field := range out.notSecret {
@@ -153,6 +153,7 @@ func (k grantCheck) inject(path string, in Inject, out *credentialSpec) {
 		{"sigv4", in.SigV4 != nil, func(path string) { k.sigv4(path, in.SigV4, out) }},
 		{"oauth2", in.OAuth2 != nil, func(path string) { k.oauth2(path, in.OAuth2, out) }},
 		{"jwt", in.JWT != nil, func(path string) { k.jwt(path, in.JWT, out) }},
+		{"database", in.Database != nil, func(path string) { k.databaseLogin(path, in.Database, out) }},
 	}
 	var names, set []string
 	simple := in.Header+in.Query+in.Cookie != ""
@@ -236,6 +237,19 @@ func (k grantCheck) basic(path string, in *Basic, out *credentialSpec) {
 	password, fixedPassword := k.template(path+".password", in.Password)
 	if fixedUser && fixedPassword {
 		k.report(path, takesNothing, clip(in.Username+":"+in.Password))
+	}
+	out.addPart(username)
+	out.addPart(password)
+}
+
+// databaseLogin checks the login of a database's session. The username may be fixed; a
+// server of Redis may have no user but default.
+func (k grantCheck) databaseLogin(path string, in *DatabaseLogin, out *credentialSpec) {
+	out.kind = InjectDatabase
+	username, _ := k.template(path+".username", orDefault(in.Username, "{username}"))
+	password, fixed := k.template(path+".password", orDefault(in.Password, "{password}"))
+	if fixed {
+		k.report(path+".password", "%q uses no field of Vault's answer; name one, as in {password}", clip(in.Password))
 	}
 	out.addPart(username)
 	out.addPart(password)
@@ -553,7 +567,7 @@ func isReservedEnv(name string) bool {
 	switch upper {
 	case "PATH", "HOME", "USER", "LOGNAME", "SHELL", "PWD", "TMPDIR", "IFS", "ENV", "BASH_ENV", "TERM", "TZ", "LANG", "HOSTNAME",
 		"HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "FTP_PROXY", "NODE_USE_ENV_PROXY", "NODE_OPTIONS", "NODE_EXTRA_CA_CERTS",
-		"SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "GIT_SSL_CAINFO", "AWS_CA_BUNDLE", "DENO_CERT",
+		"SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "GIT_SSL_CAINFO", "AWS_CA_BUNDLE", "DENO_CERT", "PGSSLROOTCERT",
 		"JAVA_TOOL_OPTIONS", "PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP", "PERL5LIB", "PERL5OPT", "RUBYOPT", "RUBYLIB", "GODEBUG",
 		"RES_OPTIONS", "LOCALDOMAIN", "HOSTALIASES":
 		return true

@@ -38,7 +38,7 @@ const (
 // Authority is host or host:port. Hosts are lower-cased and lose one trailing
 // dot; IP literals in any spelling that URL parsers accept become the address
 // they denote. Target is the origin-form (RFC 9112, section 3.2.1) for http and
-// https, where "" means "/", and "" for tls and tcp. canonicalPath lists what is
+// https, where "" means "/", and "" for other schemes. canonicalPath lists what is
 // canonicalised and what is refused.
 func NewDestination(scheme Scheme, authority, target string) (Destination, error) {
 	d := Destination{scheme: scheme.shared()}
@@ -52,12 +52,12 @@ func NewDestination(scheme Scheme, authority, target string) (Destination, error
 	switch scheme {
 	case SchemeHTTP, SchemeHTTPS:
 		err = d.setTarget(target)
-	case SchemeTLS, SchemeTCP:
+	case SchemeTLS, SchemeTCP, SchemePostgres, SchemeRedis:
 		if target != "" {
 			err = errors.New("tunnel has a path")
 		}
 	default:
-		err = fmt.Errorf("scheme %q is not http, https, tls or tcp", clip(string(scheme)))
+		err = fmt.Errorf("scheme %q is not http, https, tls, tcp, postgres or redis", clip(string(scheme)))
 	}
 	if err == nil && d.port == 0 {
 		err = errors.New("port is missing")

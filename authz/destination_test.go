@@ -50,8 +50,8 @@ func TestDestination(t *testing.T) {
 		{"tcp", "api.example:22", "", "tcp://api.example:22"},
 		{"tcp", "api.example", "", "port is missing"},
 		{"tcp", "api.example:22", "/", "tunnel has a path"},
-		{"", "api.example", "/", `scheme "" is not http, https, tls or tcp`},
-		{"HTTPS", "api.example", "/", `scheme "HTTPS" is not http, https, tls or tcp`},
+		{"", "api.example", "/", `scheme "" is not http, https, tls, tcp, postgres or redis`},
+		{"HTTPS", "api.example", "/", `scheme "HTTPS" is not http, https, tls, tcp, postgres or redis`},
 
 		{"https", "", "/", "host is missing"},
 		{"https", ":443", "/", `host "" is not 1 to 253 bytes long`},

@@ -46,6 +46,9 @@ func ProposeRule(req Request, terms RuleTerms) string {
 	if req.Destination.host == "" || req.Destination.scheme.HTTP() && req.Action.Method == "" {
 		return ""
 	}
+	if never, _ := neverGranted(req.Facts, nil); never != "" || req.Destination.scheme.Database() && req.Facts.connects() {
+		return ""
+	}
 	return ruleYAML(req, false, terms)
 }
 
@@ -111,7 +114,7 @@ func (s *Snapshot) refusal(req Request, d Decision, id string, now time.Time) *R
 	e := s.explain(req, d, now)
 	return &Refusal{
 		Reason: d.Reason, Detail: e.Detail, Plugin: string(req.Principal), Decision: id,
-		Method: req.Action.Method, URL: req.Destination.URL(), Nearest: e.Nearest, Remedy: e.Remedy,
+		Method: req.Action.Method, URL: req.displayURL(), Nearest: e.Nearest, Remedy: e.Remedy,
 		RetryAfter: d.RetryAfter, pattern: e.pattern,
 	}
 }
@@ -158,7 +161,7 @@ func (n candidate) differs(req Request, d Decision) []string {
 	default:
 		return nil // no change to a rule would allow the access
 	}
-	if n.rule == nil {
+	if never, _ := neverGranted(req.Facts, n.missing); n.rule == nil || never != "" {
 		return nil
 	}
 	var out []string
@@ -286,7 +289,7 @@ func compare(r *rule, req *Request, now time.Time) candidate {
 	n.missing = r.matcher.missing(req)
 	n.unread = req.Facts.IsZero() && !r.matcher.matches(req)
 	if !r.scheme.HTTP() {
-		n.path = &pathPattern{}
+		n.path, n.prefix = &pathPattern{}, n.nearFacts()
 		return n
 	}
 	n.closestPath = &r.paths[0]
@@ -311,6 +314,16 @@ func compare(r *rule, req *Request, now time.Time) candidate {
 		n.slash = !d.encodedSlash || r.encodedSlash
 	}
 	return n
+}
+
+// nearFacts returns how near the rule comes to granting the facts of a request: its
+// database first, then the number of missing facts.
+func (n candidate) nearFacts() int {
+	near := 2 * MaxFacts
+	if len(n.missingOf(FactDatabase)) > 0 {
+		near -= MaxFacts
+	}
+	return near - len(n.missing)
 }
 
 func commonPrefix(a, b string) int {
@@ -368,7 +381,10 @@ func levenshteinAtMost(a, b string, most int) bool {
 
 // access describes a request.
 func access(req Request) string {
-	if req.Action.Method == "" {
+	switch {
+	case req.Destination.scheme.Database() && !req.Facts.IsZero():
+		return statement(&req)
+	case req.Action.Method == "":
 		return "reach " + clip(req.Destination.URL())
 	}
 	return req.Action.Method + " " + clip(req.Destination.URL())
@@ -420,6 +436,10 @@ func (s *Snapshot) detail(req Request, d Decision, n candidate, now time.Time) s
 		return fmt.Sprintf("usage of %s is unknown at the moment, and a limit depends on it", plugin)
 	case AuditUnavailable:
 		return "the access could not be recorded"
+	case StatementUnreadable:
+		return "the statement cannot be read"
+	case StatementTooLarge:
+		return "the statement is too large to be read"
 	case CredentialMisplaced:
 		return "placeholder of a credential found outside the credential's slot"
 	case AddressNotAllowed:
@@ -446,6 +466,9 @@ func (n candidate) detail(req Request, d Decision) string {
 	case CredentialUnavailable:
 		return fmt.Sprintf("credential of %s is not available at the moment", n.rule.name())
 	case DestinationNotGranted, MethodNotGranted, PathNotGranted, StatementNotGranted:
+		if req.Destination.scheme.Database() {
+			return n.statementDetail(&req)
+		}
 		return fmt.Sprintf("%s may %s, %s", req.Principal, n.grants(), n.contrast(req, d))
 	default:
 		return fmt.Sprintf("%s may not %s", req.Principal, access(req))
@@ -550,6 +573,8 @@ func (c *credentialSpec) place() string {
 		return "cookie " + c.name
 	case InjectSigV4:
 		return "the signature"
+	case InjectDatabase:
+		return "the login"
 	case InjectNone, InjectCertificate:
 	}
 	return "no part" // of the request
@@ -605,6 +630,8 @@ func remedy(req Request, d Decision, n candidate, secure bool) (text string, gra
 		default: // a sidecar observes, and no rule names the host
 			return "ask for a rule with " + termsYAML(req.Destination, secure, RuleTerms{Addresses: neededPrefixes(d.address)}), false
 		}
+	case StatementUnreadable, StatementTooLarge:
+		return statementRemedy(d.Reason, req.Destination.scheme), false
 	default:
 	}
 	return remedyFor(d.Reason), false
@@ -643,6 +670,9 @@ func ask(req Request, d Decision, n candidate, secure bool) (text string, granta
 		return "send " + strings.ToUpper(req.Action.Method) + ": methods are case-sensitive", false
 	case req.Action.Upgrade != "" && !upgradable(req.Action.Upgrade):
 		return "ask for another protocol: no rule can grant an upgrade to " + req.Action.Upgrade, false
+	}
+	if dest.scheme.Database() {
+		return askStatement(&req, d, n)
 	}
 	differs := n.differs(req, d)
 	field := ""
@@ -738,6 +768,9 @@ func shortYAML(req Request, secure bool) string {
 	if req.Destination.encodedSlash {
 		out += ", encodedSlash: allow"
 	}
+	if content := contentYAML(&req, ", "); content != "" {
+		out += ", " + content
+	}
 	return out
 }
 
@@ -790,8 +823,14 @@ func ruleYAML(req Request, secure bool, terms RuleTerms) string {
 	if req.Destination.encodedSlash {
 		out.WriteString("  encodedSlash: allow\n")
 	}
+	if content := contentYAML(&req, "\n  "); content != "" {
+		out.WriteString("  " + content + "\n")
+	}
 	if !terms.Data.IsZero() {
 		out.WriteString("  data: " + terms.Data.String() + "\n")
+	}
+	if terms.Credential == "" && req.Destination.scheme == SchemePostgres {
+		out.WriteString("  # credential: NAME, of a login that may do this and no more\n")
 	}
 	if terms.Credential != "" {
 		fmt.Fprintf(&out, "  credential: %s\n", yamlString(terms.Credential))
@@ -823,7 +862,7 @@ func termsYAML(d Destination, secure bool, terms RuleTerms) string {
 	case stated == "":
 	case secure:
 		out = strings.TrimSuffix(out, "}") + ", " + stated + "}"
-	case d.scheme == SchemeHTTPS:
+	case d.scheme == SchemeHTTPS, d.scheme.Database():
 		out += ", tls: {" + stated + "}"
 	}
 	return out + "}"
@@ -839,6 +878,11 @@ func slug(req Request) string {
 		whole += "-" + strconv.Itoa(int(req.Destination.port))
 	}
 	whole += "-" + req.Destination.path
+	if req.Destination.scheme.Database() {
+		parts := append(req.Facts.names(FactVerb), req.Facts.names(FactCommand)...)
+		parts = append(append(parts, whole, req.database()), req.Facts.names(FactTable)...)
+		whole = strings.Join(append(parts, req.Facts.names(FactKey)...), "-")
+	}
 	words := strings.FieldsFunc(asciiLower(whole), func(r rune) bool {
 		return !('a' <= r && r <= 'z') && !('0' <= r && r <= '9')
 	})

@@ -12,8 +12,38 @@ import (
 // Protocol is the protocol of a request's content, as in postgres or mcp.
 type Protocol string
 
+// The protocols whose content is read.
+const (
+	ProtocolPostgres Protocol = "postgres"
+	ProtocolRedis    Protocol = "redis"
+)
+
 // FactKind is the kind of a fact, as in verb, table or tool.
 type FactKind string
+
+// The kinds of facts of databases.
+const (
+	// FactDatabase is the database of the session. It is the only fact of a connection.
+	FactDatabase FactKind = "database"
+	// FactForbidden is what no rule grants, because it would undo what the decision rests on:
+	// another role, other session settings, replication, programs and files of the server.
+	FactForbidden FactKind = "forbidden"
+	// FactOpaque is a statement whose effect its text does not show, as of DO, CALL or EVAL.
+	FactOpaque FactKind = "opaque"
+
+	// Kinds of SQL.
+
+	FactVerb     FactKind = "verb"     // as in select or copy-out
+	FactTable    FactKind = "table"    // SCHEMA.NAME, or catalog
+	FactFunction FactKind = "function" // SCHEMA.NAME, or safe
+	FactSetting  FactKind = "setting"  // a parameter that a statement sets
+
+	// Kinds of Redis.
+
+	FactCommand FactKind = "command" // with its subcommand, in lower case, as in config get
+	FactKey     FactKind = "key"
+	FactChannel FactKind = "channel"
+)
 
 // Fact is one thing that a request does: a verb that it has, a table that it touches,
 // a tool that it calls.
@@ -128,6 +158,24 @@ func (f Facts) All() []string {
 	return strings.Split(facts, factEnd)
 }
 
+// database is how facts hold the start of a database's fact.
+const databaseFact = factEnd + string(FactDatabase) + ":"
+
+// hasDatabase reports whether the facts name a database.
+func (f Facts) hasDatabase() bool {
+	return !f.IsZero() && strings.Contains(f.set.Value(), databaseFact)
+}
+
+// connects reports whether the facts are those of a connection: one database and no more.
+func (f Facts) connects() bool {
+	if f.IsZero() {
+		return false
+	}
+	set := f.set.Value()
+	first := strings.Index(set, factEnd)
+	return strings.HasPrefix(set[first:], databaseFact) && strings.LastIndex(set, factEnd) == first
+}
+
 // Matcher is a condition of a rule on the content of requests: it grants a request of its
 // protocol if it grants every fact of it. A rule without one grants whatever the content is.
 type Matcher struct {
@@ -135,13 +183,18 @@ type Matcher struct {
 	// Facts are granted. A name that ends in * is a prefix, and * alone is every name of its
 	// kind. A kind that is not there grants no name.
 	Facts []Fact
+	// Writes is that statements which it grants may change data. A session in which no rule's
+	// does is read-only.
+	Writes bool
 }
 
 // matcher is a compiled Matcher.
 type matcher struct {
 	protocol string
+	database bool                // of a database: facts that name no database are never granted
 	exact    map[string]struct{} // by Fact.String
 	prefixes []string            // of Fact.String
+	patterns []string            // the same with their *
 }
 
 // compile reports what is wrong with the matcher.
@@ -149,13 +202,16 @@ func (m *Matcher) compile() (*matcher, error) {
 	if !isWord(string(m.Protocol)) {
 		return nil, fmt.Errorf("protocol %q is not a word of lower-case letters", clip(string(m.Protocol)))
 	}
-	out := &matcher{protocol: string(m.Protocol), exact: map[string]struct{}{}}
+	out := &matcher{protocol: string(m.Protocol), database: Scheme(m.Protocol).Database(), exact: map[string]struct{}{}}
 	for _, f := range m.Facts {
 		if err := f.check(); err != nil {
 			return nil, err
 		}
+		if f.Kind == FactForbidden {
+			return nil, fmt.Errorf("fact %q: no rule can grant what is forbidden", clip(f.String()))
+		}
 		if prefix, ok := strings.CutSuffix(f.String(), "*"); ok {
-			out.prefixes = append(out.prefixes, prefix)
+			out.prefixes, out.patterns = append(out.prefixes, prefix), append(out.patterns, f.String())
 		} else {
 			out.exact[f.String()] = struct{}{}
 		}
@@ -170,7 +226,7 @@ func (m *matcher) matches(req *Request) bool {
 		return true
 	}
 	protocol, facts := req.Facts.split()
-	if protocol != m.protocol {
+	if protocol != m.protocol || m.database && !req.Facts.hasDatabase() {
 		return false
 	}
 	for more := true; more; {
@@ -189,6 +245,27 @@ func (m *matcher) grants(fact string) bool {
 	return slices.ContainsFunc(m.prefixes, func(prefix string) bool { return strings.HasPrefix(fact, prefix) })
 }
 
+// observes reports whether a statement may be allowed that is only observed: within a
+// session whose database the rule grants, if it does nothing that would undo what further
+// decisions of the session rest on. A connection needs a credential, and is never only observed.
+func (m *matcher) observes(f Facts) bool {
+	protocol, facts := f.split()
+	if protocol != m.protocol || !f.hasDatabase() || f.connects() {
+		return false
+	}
+	for fact := range strings.SplitSeq(facts, factEnd) {
+		kind, _, _ := strings.Cut(fact, ":")
+		switch FactKind(kind) {
+		case FactDatabase, FactSetting, FactForbidden:
+			if !m.grants(fact) {
+				return false
+			}
+		default:
+		}
+	}
+	return true
+}
+
 // missing returns the facts of the request that the matcher does not grant, all of them
 // if the protocol is another.
 func (m *matcher) missing(req *Request) []Fact {
@@ -203,4 +280,36 @@ func (m *matcher) missing(req *Request) []Fact {
 		}
 	}
 	return out
+}
+
+// patterns returns, for each fact of a key or a channel, the longest pattern of the rule that
+// grants it, "" for other facts; nil without a key or a channel.
+func (r *rule) patterns(facts []string) (out []string) {
+	if r == nil || r.matcher == nil || r.matcher.protocol != string(ProtocolRedis) {
+		return nil
+	}
+	for i, fact := range facts {
+		if kind, _, _ := strings.Cut(fact, ":"); kind != string(FactKey) && kind != string(FactChannel) {
+			continue
+		}
+		if out == nil {
+			out = make([]string, len(facts))
+		}
+		out[i] = r.matcher.pattern(fact)
+	}
+	return out
+}
+
+// pattern returns the longest pattern that grants a fact, "" without one.
+func (m *matcher) pattern(fact string) string {
+	if _, ok := m.exact[fact]; ok {
+		return fact
+	}
+	longest := ""
+	for i, prefix := range m.prefixes {
+		if strings.HasPrefix(fact, prefix) && len(prefix) >= len(longest) {
+			longest = m.patterns[i]
+		}
+	}
+	return longest
 }

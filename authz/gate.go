@@ -68,7 +68,7 @@ type Admission struct {
 	gate       *Gate
 	originated *Request // as the door asked it, if the rule changed it to https; otherwise nil
 	started    time.Time
-	lease      string // of the credential
+	session    string // of a statement: the decision's id of its session
 	waited     bool   // for a limit, the disk or a credential, before its decision was final
 
 	mu         sync.Mutex   // guards the fields below
@@ -76,7 +76,15 @@ type Admission struct {
 	resolved   []netip.Addr // by Resolved, for the record
 	ended      bool
 	connection Connection // that carries the access
-	uses       *Uses      // of the credential, until its end
+	carried               // the credential's value, until the end of the access
+}
+
+// carried is the value of a credential that an access carries. [Admission.Renew]
+// replaces it.
+type carried struct {
+	lease string // Vault's id, for the record
+	uses  *Uses  // counts the access
+	term  *Term  // the life of the value
 }
 
 // lateRefusal is the refusal of an access that had been admitted.
@@ -150,6 +158,12 @@ func (a *Admission) Connected(c Connection) bool {
 // audit file), for the operator's log; doors act on the Admission alone.
 func (g *Gate) Admit(ctx context.Context, req Request, src Source) (*Admission, error) {
 	a, snapshot, cause := g.admit(ctx, req, src)
+	return a, g.recordDecision(a, snapshot, cause)
+}
+
+// recordDecision writes the record of a decision that has just been taken, and refuses the
+// access if it cannot. It adds the error to cause.
+func (g *Gate) recordDecision(a *Admission, snapshot *Snapshot, cause error) error {
 	r := g.takeRecords()
 	defer g.records.Put(r)
 	a.decisionRecord(&r.decision)
@@ -164,7 +178,7 @@ func (g *Gate) Admit(ctx context.Context, req Request, src Source) (*Admission, 
 	if a.Refusal != nil {
 		a.releaseUses()
 	}
-	return a, cause
+	return cause
 }
 
 // AdmitAndEnd is Admit for a door that only answers, so that the access ends for
@@ -400,7 +414,8 @@ func (a *Admission) revalidate(decided *Snapshot) (*Snapshot, error) {
 // sameCredential reports whether d grants the access with the credential that it
 // was admitted with, or whether it was admitted without one.
 func (a *Admission) sameCredential(d *Decision) bool {
-	return a.Decision.Credential == "" || d.path != nil && d.rule.credential != nil &&
+	matched := d.path != nil || d.rule != nil && d.rule.scheme.Database()
+	return a.Decision.Credential == "" || matched && d.rule.credential != nil &&
 		d.rule.credential.ref == a.Decision.rule.credential.ref
 }
 
@@ -416,8 +431,11 @@ func (g *Gate) credential(ctx context.Context, a *Admission) error {
 		a.Injection, err = spec.render(credential)
 	}
 	if err == nil {
-		a.uses = credential.Uses
+		a.uses, a.term = credential.Uses, credential.Term
 		a.uses.Begin()
+		if spec.kind == InjectDatabase {
+			a.uses.MarkSessions()
+		}
 		return nil
 	}
 	a.Decision.Reason, a.Injection = CredentialUnavailable, Injection{}
@@ -491,6 +509,12 @@ func (g *Gate) takeRecords() *accessRecords {
 
 // decisionRecord makes r the record of the decision.
 func (a *Admission) decisionRecord(r *Record) {
+	facts := a.Request.Facts.All()
+	a.decisionRecordOf(r, facts, a.Decision.rule.patterns(facts))
+}
+
+// decisionRecordOf is decisionRecord with the texts of facts and their patterns.
+func (a *Admission) decisionRecordOf(r *Record, facts, patterns []string) {
 	d, dest := &a.Decision, &a.Request.Destination
 	*r = Record{}
 	r.Kind, r.Plugin, r.Door, r.Decision = KindDecision, string(a.Request.Principal), a.Source.Door, a.ID
@@ -501,9 +525,8 @@ func (a *Admission) decisionRecord(r *Record) {
 	r.PID, r.UID, r.Exe = a.Source.PID, a.Source.UID, a.Source.Exe
 	r.TraceID, r.SpanID = a.Source.TraceID, a.Source.SpanID
 	r.Upgrade, r.Unenforceable, r.DecidedBy = a.Request.Action.Upgrade, a.Request.Unenforceable, d.decidedBy()
-	if f := a.Request.Facts; !f.IsZero() {
-		r.Protocol, r.Facts = string(f.Protocol()), f.All()
-	}
+	r.Session = a.session
+	r.Protocol, r.Facts, r.Patterns = string(a.Request.Facts.Protocol()), facts, patterns
 	if a.originated != nil {
 		r.AskedScheme, r.AskedPort = string(a.originated.Destination.scheme), a.originated.Destination.port
 	}
@@ -548,6 +571,8 @@ type Outcome struct {
 	SentBytes int64  // body bytes towards the upstream
 	Bytes     int64  // body bytes towards the plugin
 	Detail    string // one line of text: why it ended early; never a secret
+	Rows      int64  // of a statement, as the server reported; 0 if it did not
+	Statement string // its text with constants replaced; "" if it is unknown
 }
 
 // Refuse turns an admitted access into a refusal for a reason that became known
@@ -624,9 +649,9 @@ func (a *Admission) End(o Outcome) error {
 
 // endRecord makes r the record of the access's end. The caller holds mu.
 func (a *Admission) endRecord(r *Record, o Outcome) {
-	a.decisionRecord(r)
+	a.decisionRecordOf(r, nil, nil) // its facts are in the decision's record
 	r.Kind, r.Address, r.SentBytes, r.Bytes, r.Detail = KindEnd, o.Address, o.SentBytes, o.Bytes, cmp.Or(o.Detail, a.late.detail)
-	r.Resolved = a.resolved
+	r.Resolved, r.Rows, r.Statement = a.resolved, o.Rows, o.Statement
 	if a.late.refused {
 		r.Allowed, r.Reason = false, a.late.reason.String()
 	}
@@ -653,8 +678,12 @@ func (a *Admission) StillAllowed() bool {
 	if !d.Allowed() {
 		return !d.Cuts()
 	}
-	return a.sameCredential(&d) && a.connected().check(&d) == Granted
+	return a.observedWithin(&d) || a.sameCredential(&d) && a.connected().check(&d) == Granted
 }
+
+// observedWithin reports whether d only observes a statement of a session. It has no terms
+// of its own: its credential and its connection are the session's, which is decided itself.
+func (a *Admission) observedWithin(d *Decision) bool { return a.session != "" && d.Reason == Observed }
 
 // ReasonNow returns why the admitted access is no longer allowed, for the answer
 // to an access that was cut. It is QuotaExceeded if nothing else denies the access.
@@ -666,7 +695,7 @@ func (a *Admission) ReasonNow() Reason {
 	if !d.Allowed() {
 		return d.Reason
 	}
-	if reason := a.connected().check(&d); reason != Granted {
+	if reason := a.connected().check(&d); reason != Granted && !a.observedWithin(&d) {
 		return reason
 	}
 	return QuotaExceeded

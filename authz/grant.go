@@ -12,19 +12,42 @@ type Scheme string
 
 // The schemes that rules may name. SchemeTLS passes TLS through by server name (SNI).
 const (
-	SchemeHTTPS Scheme = "https"
-	SchemeHTTP  Scheme = "http"
-	SchemeTLS   Scheme = "tls"
-	SchemeTCP   Scheme = "tcp"
+	SchemeHTTPS    Scheme = "https"
+	SchemeHTTP     Scheme = "http"
+	SchemeTLS      Scheme = "tls"
+	SchemeTCP      Scheme = "tcp"
+	SchemePostgres Scheme = "postgres"
+	SchemeRedis    Scheme = "redis"
 )
+
+// schemes returns every scheme, in the order in which they are listed.
+func schemes() [6]Scheme {
+	return [...]Scheme{SchemeHTTPS, SchemeHTTP, SchemeTLS, SchemeTCP, SchemePostgres, SchemeRedis}
+}
 
 // HTTP reports whether requests of the scheme have methods and paths.
 func (s Scheme) HTTP() bool { return s == SchemeHTTPS || s == SchemeHTTP }
 
+// Database reports whether the scheme is a database's protocol: the sidecar logs in to
+// the server, and decides each statement of a session by its facts.
+func (s Scheme) Database() bool { return s.Protocol() != "" }
+
+// Protocol returns the protocol of the facts of a database's statements, "" for any other scheme.
+func (s Scheme) Protocol() Protocol {
+	switch s {
+	case SchemePostgres:
+		return ProtocolPostgres
+	case SchemeRedis:
+		return ProtocolRedis
+	case SchemeHTTPS, SchemeHTTP, SchemeTLS, SchemeTCP:
+	}
+	return ""
+}
+
 // shared returns the scheme's constant, so that comparing schemes compares
 // pointers.
 func (s Scheme) shared() Scheme {
-	for _, known := range [...]Scheme{SchemeHTTPS, SchemeHTTP, SchemeTLS, SchemeTCP} {
+	for _, known := range schemes() {
 		if s == known {
 			return known
 		}
@@ -39,6 +62,10 @@ func (s Scheme) DefaultPort() uint16 {
 		return 443
 	case SchemeHTTP:
 		return 80
+	case SchemePostgres:
+		return 5432
+	case SchemeRedis:
+		return 6379
 	case SchemeTCP:
 	}
 	return 0
@@ -85,15 +112,17 @@ type Rule struct {
 	Reason string `json:"reason"`
 	// To is the destination.
 	To To `json:"to"`
-	// Methods are the HTTP methods; "*" alone is any. Required for http(s) and refused for tls and tcp.
+	// Methods are the HTTP methods; "*" alone is any. Required for http(s) and refused for other schemes.
 	Methods []string `json:"methods,omitempty"`
-	// Paths are patterns: * is one segment that is not empty, ** is the rest and must be last. Required for http(s) and refused for tls and tcp.
+	// Paths are patterns: * is one segment that is not empty, ** is the rest and must be last. Required for http(s) and refused for other schemes.
 	Paths []string `json:"paths,omitempty"`
 	// Upgrades are the protocols a request may upgrade to, as in websocket or spdy/3.1.
 	Upgrades []string `json:"upgrades,omitempty"`
 	// EncodedSlash is refuse (the default) or allow, for APIs whose ids contain %2F.
 	EncodedSlash string `json:"encodedSlash,omitempty"`
-	// Matcher is a condition on the content of requests, which the loader makes from the fields of a protocol.
+	// Content is what the rule grants of the content of requests, in the fields of their protocol.
+	Content
+	// Matcher is the condition on the content of requests, which the loader makes from Content.
 	Matcher *Matcher `json:"-"`
 	// Data are the data that the access carries, and where they may go.
 	Data Data `json:"data,omitzero"`
@@ -190,9 +219,55 @@ func (r Retention) Duration() (time.Duration, bool) {
 	return time.Duration(d), err == nil
 }
 
+// Content holds the fields of a rule that a [Matcher] is made from. Names are exact, or
+// end in one *. A list that is left out grants none.
+type Content struct {
+	// Databases are the databases that sessions may use, by name, or by number for redis. Required for postgres and redis.
+	Databases []DatabaseName `json:"databases,omitempty"`
+	// Statements are the statements of postgres that are granted: each of the verbs on each of the tables.
+	Statements *Statements `json:"statements,omitempty"`
+	// Opaque is deny (the default) or allow: statements whose effect their text does not show, as of DO, CALL and EVAL, then rest on the role's rights alone.
+	Opaque Opaque `json:"opaque,omitempty"`
+	// Commands are the commands of redis, as in get, config get or @read.
+	Commands []string `json:"commands,omitempty"`
+	// Keys are the keys of redis that commands may name.
+	Keys []string `json:"keys,omitempty"`
+	// Channels are the channels of redis that commands may name.
+	Channels []string `json:"channels,omitempty"`
+}
+
+// Opaque is whether a rule grants statements whose effect their text does not show.
+type Opaque string
+
+// The values of Opaque. The zero value is OpaqueDeny.
+const (
+	OpaqueDeny  Opaque = "deny"
+	OpaqueAllow Opaque = "allow"
+)
+
+// Statements are granted statements of SQL. A statement is granted if each of its verbs,
+// tables and functions is.
+type Statements struct {
+	// Verbs are as in select, insert or copy-out.
+	Verbs []string `json:"verbs,omitempty"`
+	// Tables are SCHEMA.NAME as the server folds names, as in public.orders; catalog stands for the relations of pg_catalog that describe types and structure.
+	Tables []string `json:"tables,omitempty"`
+	// Functions are SCHEMA.NAME; safe stands for the built-in functions that neither write nor read beyond their arguments.
+	Functions []string `json:"functions,omitempty"`
+}
+
+// DatabaseName is a database's name, or its number for redis.
+type DatabaseName string
+
+// UnmarshalText reads a name or a number.
+func (d *DatabaseName) UnmarshalText(text []byte) error {
+	*d = DatabaseName(text)
+	return nil
+}
+
 // To is the destination of a rule.
 type To struct {
-	// Scheme is https (the default), http, tls or tcp.
+	// Scheme is https (the default), http, tls, tcp, postgres or redis.
 	Scheme Scheme `json:"scheme,omitempty"`
 	// Hosts are exact names, *.NAME (one label), **.NAME (one or more) or IP literals.
 	Hosts []string `json:"hosts"`
@@ -224,7 +299,7 @@ type CredentialSpec struct {
 	Name string `json:"name"`
 	// Vault is its source.
 	Vault VaultPath `json:"vault"`
-	// Inject is its place in the request: one of header, query, cookie, basic, mtls, sigv4, oauth2 and jwt.
+	// Inject is its place in the request: one of header, query, cookie, basic, mtls, sigv4, oauth2, jwt and database.
 	Inject Inject `json:"inject"`
 	// Placeholder puts a placeholder into the plugin's environment, so that client libraries start; absent by default.
 	Placeholder *PlaceholderSpec `json:"placeholder,omitempty"`
@@ -272,6 +347,8 @@ type Inject struct {
 	OAuth2 *OAuth2 `json:"oauth2,omitempty"`
 	// JWT is a JSON Web Token, signed by Vault's transit engine.
 	JWT *JWT `json:"jwt,omitempty"`
+	// Database is the login of a database's session.
+	Database *DatabaseLogin `json:"database,omitempty"`
 }
 
 // Describe returns on one line how the credential reaches the upstream, as in
@@ -288,6 +365,8 @@ func (i Inject) Describe() string {
 		return "oauth2 token in " + describeSlot(i.OAuth2.Header, i.OAuth2.Query, i.OAuth2.Cookie)
 	case i.JWT != nil:
 		return "jwt in " + describeSlot(i.JWT.Header, i.JWT.Query, i.JWT.Cookie)
+	case i.Database != nil:
+		return "database login"
 	}
 	return describeSlot(i.Header, i.Query, i.Cookie)
 }
@@ -302,6 +381,15 @@ func describeSlot(header, query, cookie string) string {
 		return "header " + header
 	}
 	return "header Authorization"
+}
+
+// DatabaseLogin holds the two templates of a database's login. The defaults are the
+// fields of a database engine's answer.
+type DatabaseLogin struct {
+	// Username is {username} by default.
+	Username string `json:"username,omitempty"`
+	// Password is {password} by default.
+	Password string `json:"password,omitempty"`
 }
 
 // Basic holds the two templates of HTTP basic authentication.

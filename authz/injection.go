@@ -25,14 +25,15 @@ const (
 	InjectCookie
 	InjectCertificate // a TLS client certificate
 	InjectSigV4       // an AWS signature
+	InjectDatabase    // the login of a database's session
 )
 
 // Injection is a rendered credential and its slot. The door first removes the
 // plugin's own content of the slot.
 type Injection struct {
 	Kind       InjectionKind
-	Name       string // lower-case header name, query parameter or cookie name
-	Value      Secret // for InjectSigV4, the secret access key; empty for InjectCertificate
+	Name       string // lower-case header name, query parameter or cookie name; for InjectDatabase, the user name
+	Value      Secret // for InjectSigV4, the secret access key; for InjectDatabase, the password; empty for InjectCertificate
 	Generation uint64 // of the credential
 
 	// For InjectCertificate: PEM that has been parsed and matches.
@@ -173,6 +174,15 @@ func (c *credentialSpec) renderParts(fields map[string]Secret) (Injection, error
 			out.Session = NewSecret(session)
 			secrets = append(secrets, out.Session)
 		}
+	case InjectDatabase:
+		user, password, err := c.login(texts)
+		if err != nil {
+			return Injection{}, err
+		}
+		out.Name, out.Value = user, password
+		secrets = append(append(secrets, password), c.componentSecrets(texts, fields)...)
+		public := c.publicParts(fields)
+		out.public = &public
 	default:
 		value, err := c.value(texts)
 		if err != nil {
@@ -186,6 +196,16 @@ func (c *credentialSpec) renderParts(fields map[string]Secret) (Injection, error
 	}
 	out.secrets = &secrets
 	return out, nil
+}
+
+// login returns the user name and the password of a database's session.
+func (c *credentialSpec) login(texts []string) (user string, password Secret, err error) {
+	for _, text := range texts {
+		if err := noControls(text); err != nil {
+			return "", Secret{}, err
+		}
+	}
+	return texts[0], NewSecret(texts[1]), nil
 }
 
 // value returns the content of a header, a query parameter or a cookie.
@@ -209,18 +229,22 @@ func (c *credentialSpec) value(texts []string) (string, error) {
 // username is one if it is the only part from Vault.
 func (c *credentialSpec) componentSecrets(texts []string, fields map[string]Secret) []Secret {
 	var out []Secret
-	part := c.parts[0]
-	if c.basic {
+	part, whole := c.parts[0], texts[0]
+	switch {
+	case c.basic:
 		out = append(out, NewSecret(texts[0]+":"+texts[1]))
+		whole = ""
 		if len(c.parts[1].fields) > 0 {
 			part = c.parts[1]
 		}
+	case c.kind == InjectDatabase:
+		part, whole = c.parts[1], texts[1]
 	}
 	for _, name := range part.fields {
 		if slices.Contains(c.notSecret, name) {
 			continue
 		}
-		if s := fields[name]; s.Reveal() != texts[0] || c.basic {
+		if s := fields[name]; s.Reveal() != whole {
 			out = append(out, s)
 		}
 	}
@@ -233,7 +257,7 @@ func (c *credentialSpec) publicParts(fields map[string]Secret) []string {
 	var out []string
 	for at, part := range c.parts {
 		text := ""
-		username := c.basic && at == 0 && len(c.parts[1].fields) > 0
+		username := (c.basic || c.kind == InjectDatabase) && at == 0 && len(c.parts[1].fields) > 0
 		for i, literal := range part.literals {
 			text += literal
 			if i < len(part.fields) && (username || slices.Contains(c.notSecret, part.fields[i])) {

@@ -83,7 +83,16 @@ type Record struct {
 	TLS           string       // for KindEnd: the version of the TLS session with the upstream, as in [Connection]
 	DecidedBy     StateKind    // the state that decided an access whose Reason does not show it; otherwise ""
 	Protocol      string       // of Facts
-	Facts         []string     // of the request's content, sorted: names that a reader of the protocol found
+	// Facts are of the request's content: names that a reader of the protocol found. They are
+	// sorted, but keys and channels of statements that were admitted together are in the order
+	// of these. The record of an end has none.
+	Facts []string
+
+	// Of statements.
+	Patterns  []string // of Facts, in their order: the rule's patterns that grant keys and channels, as KIND:NAME; nil for other facts
+	Session   string   // the decision's id of the session's connection
+	Rows      int64    // for KindEnd: that the server reported
+	Statement string   // for KindEnd: its text with constants replaced; recorded only if paths are
 }
 
 // StateKind is a kind of state that decides accesses beside the policy.

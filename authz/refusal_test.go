@@ -51,6 +51,7 @@ func TestReasons(t *testing.T) {
 		"malformed_request": 400, "destination_mismatch": 421,
 		"identity_unknown": 403, "revoked": 403, "guardrail": 403,
 		"no_grant": 403, "destination_not_granted": 403, "method_not_granted": 403, "path_not_granted": 403, "statement_not_granted": 403,
+		"statement_unreadable": 403, "statement_too_large": 413,
 		"grant_expired": 403, "address_not_allowed": 403, "credential_misplaced": 403,
 		"quota_exceeded": 429, "usage_unknown": 503, "credential_unavailable": 503, "audit_unavailable": 503, "not_ready": 503,
 		"upstream_unreachable": 502, "upstream_timeout": 504, "not_enforceable_here": 403,

@@ -33,7 +33,7 @@ func (r Route) Matches(host string) bool {
 // Routes returns the destinations that a plugin may reach: one Route for each
 // rule in force, host and port, in the order of grant names and rule ids. Rules
 // that have expired or are quarantined or halted, and hosts of a never-list, are left
-// out; the addresses that a name resolves to are judged by [Snapshot.DecideRoute].
+// out, as are those of databases, whose sessions the sidecar carries; the addresses that a name resolves to are judged by [Snapshot.DecideRoute].
 func (s *Snapshot) Routes(p Principal, now time.Time) []Route {
 	pol := s.pluginPolicy(p)
 	if pol == nil || s.quarantined(p, nil, now) {
@@ -41,8 +41,8 @@ func (s *Snapshot) Routes(p Principal, now time.Time) []Route {
 	}
 	var out []Route
 	for _, r := range pol.rules {
-		if !now.Before(r.notAfter) || s.quarantined(p, r, now) {
-			continue
+		if r.scheme.Database() || !now.Before(r.notAfter) || s.quarantined(p, r, now) {
+			continue // of a database: no data plane reads its statements
 		}
 		upgrades := slices.Sorted(slices.Values(r.spec.Upgrades))
 		for _, host := range r.spec.To.Hosts {

@@ -131,7 +131,7 @@ func (d *Decision) observe() {
 func (d *Decision) passesWhileObserving() bool {
 	switch d.Reason {
 	case NoGrant, DestinationNotGranted, MethodNotGranted, PathNotGranted, StatementNotGranted, GrantExpired, QuotaExceeded:
-		return true
+		return !d.unobservable
 	default:
 		return false
 	}
@@ -174,12 +174,13 @@ type search struct {
 	best     entry // the winner so far, revoked or not
 	path     *pathPattern
 	observer *rule // a rule in mode observe whose scheme, host and port match
-	revoked  *rule // a rule that matches, has expired, and was revoked
+	revoked  *rule // a rule that matches, was revoked, and has expired or grants a connection
 	muted    bool  // a rule in mode observe whose scheme, host and port match was revoked
 	host     bool  // scheme, host and port match
 	method   bool  // the method matches too
 	content  bool  // the path matches too, and the matcher does not
 	expired  bool  // the path matches too, of a rule that has expired
+	database *rule // a rule of a database at the port, of a tunnel whose content the door does not read
 }
 
 // match finds the winning rule, or the reason why no rule wins.
@@ -193,6 +194,9 @@ func (s *Snapshot) match(d *Decision, req *Request, now time.Time) {
 		winner = found.revoked
 	}
 	d.observerRevoked = winner == nil && found.muted
+	if req.Destination.scheme.Database() {
+		d.unobservable = req.Facts.connects() || winner == nil && !s.observable(d.plugin, req, now)
+	}
 	switch {
 	case winner != nil:
 		d.setWinner(winner, found.path, req)
@@ -212,6 +216,9 @@ func (s *Snapshot) match(d *Decision, req *Request, now time.Time) {
 		}
 	case len(d.plugin.grants) == 0:
 		d.Reason = NoGrant
+	case !found.host && found.database != nil:
+		d.setWinner(found.database, nil, req)
+		d.Reason, d.Credential = NotEnforceableHere, ""
 	case !found.host:
 		d.Reason = DestinationNotGranted
 	case !found.method:
@@ -223,6 +230,18 @@ func (s *Snapshot) match(d *Decision, req *Request, now time.Time) {
 	default:
 		d.Reason = GrantExpired
 	}
+}
+
+// observable reports whether a sidecar that observes may allow a statement that no rule
+// grants: only within a session that a rule in force grants.
+func (s *Snapshot) observable(pol *pluginPolicy, req *Request, now time.Time) bool {
+	for e := range pol.candidates(req.Destination.host) {
+		r := e.rule
+		if r.matchesSchemePort(&req.Destination) && now.Before(r.notAfter) && r.matcher.observes(req.Facts) && s.revoked(req.Principal, r, now) == nil {
+			return true
+		}
+	}
+	return false
 }
 
 // setWinner records the rule that decides.
@@ -238,11 +257,16 @@ func (d *Decision) setWinner(r *rule, path *pathPattern, req *Request) {
 func (s *Snapshot) consider(found *search, e entry, req *Request, now time.Time) {
 	r := e.rule
 	if !r.matchesSchemePort(&req.Destination) {
+		if r.scheme.Database() && !req.Destination.scheme.HTTP() && found.database == nil &&
+			req.Unenforceable&ConditionContent != 0 && r.hasPort(req.Destination.port) {
+			found.database = r
+		}
 		return
 	}
 	found.host = true
 	live := now.Before(r.notAfter)
-	if live && !r.observeUntil.IsZero() && now.Before(r.observeUntil) && (found.observer == nil || compareRules(r, found.observer) < 0) {
+	if live && !r.observeUntil.IsZero() && now.Before(r.observeUntil) && (found.observer == nil || compareRules(r, found.observer) < 0) &&
+		(!r.scheme.Database() || r.matcher.observes(req.Facts)) {
 		if s.revoked(req.Principal, r, now) == nil {
 			found.observer = r
 		} else {
@@ -261,6 +285,11 @@ func (s *Snapshot) consider(found *search, e entry, req *Request, now time.Time)
 	case !live:
 		found.expired = true
 		if s.revoked(req.Principal, r, now) != nil && (found.revoked == nil || compareRules(r, found.revoked) < 0) {
+			found.revoked = r
+		}
+	case r.scheme.Database() && req.Facts.connects() && s.revoked(req.Principal, r, now) != nil:
+		// A connection may serve statements of several rules, and the others remain.
+		if found.revoked == nil || compareRules(r, found.revoked) < 0 {
 			found.revoked = r
 		}
 	case found.best.rule == nil || takesPrecedence(e, path, found.best, found.path):
@@ -398,7 +427,7 @@ func (s *Snapshot) quarantined(p Principal, r *rule, now time.Time) bool {
 func (d *Decision) applyLimits(usage Usage, now time.Time) {
 	d.ownLimitsExempt = d.Reason == Observed
 	own, shared := usage.check(d.plugin.name, d.ownLimits(), d.plugin.limits, now)
-	if own.over && now.Before(d.rule.observeUntil) {
+	if own.over && now.Before(d.rule.observeUntil) && !d.unobservable {
 		d.observe()
 		d.limitExceeded, d.ownLimitsExempt, own = true, true, limitStatus{}
 	}
@@ -526,14 +555,14 @@ func (s *Snapshot) Name(p Principal, host string, now time.Time) (pattern string
 }
 
 // Schemes returns the schemes that rules in force grant to the plugin at
-// host:port, in the order https, http, tls, tcp. It includes plain http if
+// host:port, in the order https, http, tls, tcp, postgres, redis. It includes plain http if
 // tls.originate allows it.
 func (s *Snapshot) Schemes(p Principal, host string, port uint16, now time.Time) []Scheme {
 	pol := s.pluginPolicy(p)
 	if pol == nil {
 		return nil
 	}
-	all := [...]Scheme{SchemeHTTPS, SchemeHTTP, SchemeTLS, SchemeTCP}
+	all := schemes()
 	var found [len(all)]bool
 	for e := range pol.candidates(host) {
 		for i, scheme := range all {

@@ -1,6 +1,8 @@
 package authz
 
 import (
+	"context"
+	"errors"
 	"sync"
 	"testing"
 	"time"
@@ -52,6 +54,10 @@ func TestNoTerm(t *testing.T) {
 	if term != nil || term.Ended() != nil || term.Retiring() != nil || !term.NotAfter().IsZero() || !term.Retire().IsZero() || term.Why() != "" {
 		t.Error("a nil term ends")
 	}
+	w := newWorld(t, input(withKey(forecast())))
+	if a := w.admit(t, get(t, forecastURL)); a.Term() != nil {
+		t.Error("an access has a term that its source did not make")
+	}
 }
 
 // TestTermIsConcurrent is for the race detector: sessions wait while the source changes the term.
@@ -73,4 +79,74 @@ func TestTermIsConcurrent(t *testing.T) {
 		})
 	}
 	all.Wait()
+}
+
+// renewing is a source that has a newer value.
+type renewing struct {
+	source
+	newer    Credential
+	newerErr error
+	asked    uint64
+}
+
+func (r *renewing) Newer(_ context.Context, _ CredentialRef, generation uint64) (Credential, error) {
+	r.asked = generation
+	return r.newer, r.newerErr
+}
+
+// TestRenewsTheCredential: after an upstream refused the value the access carries the
+// newer one, and what it carried is no longer in use.
+func TestRenewsTheCredential(t *testing.T) {
+	w := newWorld(t, input(withKey(forecast())))
+	old, newer := apiKey("old"), apiKey("new")
+	old.Uses, old.Term = new(Uses), NewTerm(noon.Add(time.Hour)).Term()
+	newer.Uses, newer.Term, newer.Generation, newer.Lease = new(Uses), NewTerm(noon.Add(2*time.Hour)).Term(), 2, "lease-2"
+	s := &renewing{source: source{credential: old}, newer: newer}
+	w.gate.cfg.Credentials = s
+	a := w.admit(t, get(t, forecastURL))
+	if a.Term() != old.Term || !old.Uses.Open() {
+		t.Fatal("the access does not carry its credential's term and use")
+	}
+	s.newerErr = errors.New("Vault has the same value")
+	if err := a.Renew(t.Context()); !errors.Is(err, s.newerErr) || a.Term() != old.Term || !old.Uses.Open() {
+		t.Fatalf("after a failed renewal: %v", err)
+	}
+	s.newerErr = nil
+	if err := a.Renew(t.Context()); err != nil || s.asked != 1 {
+		t.Fatalf("Renew() = %v, newer than %d", err, s.asked)
+	}
+	if a.Term() != newer.Term || old.Uses.Open() || !newer.Uses.Open() || a.Injection.Value.Reveal() != "Bearer new" {
+		t.Error("the access does not carry the newer value alone")
+	}
+	if err := a.End(Outcome{}); err != nil || newer.Uses.Open() {
+		t.Errorf("End() = %v", err)
+	}
+	records := w.recorder.all()
+	if end := records[len(records)-1]; end.Kind != KindEnd || end.Lease != "lease-2" {
+		t.Errorf("end record %+v", end)
+	}
+	if a.Renew(t.Context()) == nil || newer.Uses.Open() {
+		t.Error("an access that has ended carries a credential again")
+	}
+}
+
+// TestRenewsOnlyWhatIsStillGranted: an access whose rule was revoked while Vault was asked
+// gets no newer value, and a source without newer values gives none.
+func TestRenewsOnlyWhatIsStillGranted(t *testing.T) {
+	w := newWorld(t, input(withKey(forecast())))
+	a := w.admit(t, get(t, forecastURL))
+	if a.Renew(t.Context()) == nil {
+		t.Error("a source without newer values gave one")
+	}
+	newer := apiKey("new")
+	newer.Uses = new(Uses)
+	w.gate.cfg.Credentials = &renewing{newer: newer}
+	w.engine.Install(compile(t, input()))
+	if a.Renew(t.Context()) == nil || a.Injection.Value.Reveal() != "Bearer hunter2" || newer.Uses.Open() {
+		t.Error("an access that is no longer granted got a newer value")
+	}
+	w = newWorld(t, input(forecast()))
+	if a := w.admit(t, get(t, forecastURL)); a.Renew(t.Context()) == nil {
+		t.Error("an access without a credential got one")
+	}
 }

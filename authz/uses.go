@@ -8,6 +8,7 @@ import "sync/atomic"
 type Uses struct {
 	open      atomic.Int64
 	untracked atomic.Bool
+	sessions  atomic.Bool
 }
 
 // Begin counts an access, until End is called for it.
@@ -31,6 +32,17 @@ func (u *Uses) MarkUntracked() {
 		u.untracked.Store(true)
 	}
 }
+
+// MarkSessions records that the accesses which carry the value are sessions: each lasts
+// after its login, and Vault sees no request of it.
+func (u *Uses) MarkSessions() {
+	if u != nil {
+		u.sessions.Store(true)
+	}
+}
+
+// InSession reports whether a session carries the value now.
+func (u *Uses) InSession() bool { return u.Open() && u.sessions.Load() }
 
 // Open reports whether an access carries the value now.
 func (u *Uses) Open() bool { return u != nil && u.open.Load() > 0 }

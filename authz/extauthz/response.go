@@ -71,7 +71,7 @@ func (a *access) changes(to authz.Destination, slot authz.Injection) (headers []
 	case authz.InjectCookie:
 		headers = append(headers, header{"cookie", httpclean.AddCookie(httpclean.WithoutCookie(a.cookies(), slot.Name), slot.Name, slot.Value.Reveal())})
 	case authz.InjectNone, authz.InjectQuery:
-	case authz.InjectCertificate, authz.InjectSigV4:
+	case authz.InjectCertificate, authz.InjectSigV4, authz.InjectDatabase:
 		return nil, "an answer cannot carry the rule's kind of credential"
 	}
 	for _, h := range headers {

@@ -142,6 +142,7 @@ func (b *builder) upstream(p *routeTarget, name string) *clusterv3.Cluster {
 		}
 		c.TypedExtensionProtocolOptions = b.httpOptions(o)
 	case authz.SchemeTLS, authz.SchemeTCP:
+	case authz.SchemePostgres, authz.SchemeRedis: // never a route
 	}
 	return c
 }

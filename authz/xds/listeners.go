@@ -136,6 +136,7 @@ func (b *builder) listener(name string, manager *listenerv3.Filter, filters ...*
 		case authz.SchemeTLS, authz.SchemeTCP:
 			l.FilterChains = append(l.FilterChains, b.tunnel(p.cluster, p.cluster, b.maxDuration(p)))
 		case authz.SchemeHTTP:
+		case authz.SchemePostgres, authz.SchemeRedis: // never a route
 		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(hosts)) {

@@ -27,6 +27,8 @@ const (
 	hashRoom = len(openHash+closeHash) + hashLen
 	// maxText is how many bytes a string takes in a line, once escaped.
 	maxText = 2048
+	// maxFact is the same of a fact, whose name has at most authz.MaxFactName bytes.
+	maxFact = maxText / 2
 	// maxFiles and maxFileText bound the files of a reload.
 	maxFiles    = 64
 	maxFileText = 512
@@ -82,10 +84,13 @@ func (e *line) encode(r *authz.Record, full bool) {
 	e.uint(`,"port":`, uint64(r.Port))
 	e.target(r, full)
 	if r.Kind == authz.KindDecision {
-		e.asked(r)
+		e.asked(r, full)
 	}
+	e.statement(r, full)
 	e.text(`,"address":"`, r.Address)
 	e.addresses(r.Resolved)
+	e.text(`,"region":"`, r.Region)
+	e.text(`,"tls":"`, r.TLS)
 	e.text(`,"credential":"`, r.Credential)
 	if r.Lease != "" {
 		e.buf = append(e.buf, `,"lease":"`...)
@@ -141,7 +146,7 @@ func (e *line) fold(r *authz.Record, full bool) {
 const FormatReplayable = 2
 
 // asked writes what a decision depends on beside method, scheme, host, port and path.
-func (e *line) asked(r *authz.Record) {
+func (e *line) asked(r *authz.Record, full bool) {
 	e.buf = append(e.buf, `,"format":2`...)
 	if r.Attempt {
 		e.buf = append(e.buf, `,"attempt":true`...)
@@ -158,21 +163,40 @@ func (e *line) asked(r *authz.Record) {
 		e.buf = append(e.buf, `"]`...)
 	}
 	e.text(`,"decided_by":"`, string(r.DecidedBy))
-	e.facts(r)
+	e.facts(r, full)
 }
 
-// facts writes what was read of a request's content.
-func (e *line) facts(r *authz.Record) {
+// facts writes what was read of a request's content, with names of keys and channels
+// masked unless full.
+func (e *line) facts(r *authz.Record, full bool) {
 	e.text(`,"protocol":"`, r.Protocol)
 	if len(r.Facts) == 0 {
 		return
 	}
 	open := `,"facts":["`
-	for _, fact := range r.Facts {
-		e.buf = appendText(append(e.buf, open...), fact, maxText/4)
+	for i, fact := range r.Facts {
+		e.buf = append(e.buf, open...)
 		open = `","`
+		switch {
+		case full || !isMasked(fact):
+			e.buf = appendText(e.buf, fact, maxFact)
+		case i < len(r.Patterns):
+			e.maskedFact(fact, r.Patterns[i])
+		default:
+			e.maskedFact(fact, "")
+		}
 	}
 	e.buf = append(e.buf, `"]`...)
+}
+
+// statement writes what only statements of a database's session have. Their text shows
+// more than the names in their facts, so it is for logs that are full.
+func (e *line) statement(r *authz.Record, full bool) {
+	e.text(`,"session":"`, r.Session)
+	e.intIf(`,"rows":`, r.Rows)
+	if full {
+		e.text(`,"statement":"`, r.Statement)
+	}
 }
 
 // addresses writes the addresses that a name resolved to.
@@ -200,7 +224,7 @@ func (e *line) target(r *authz.Record, full bool) {
 		e.buf = e.masks.appendQuery(e.buf, r.Query)
 		e.buf = append(e.buf, '"')
 	}
-	if !full && (r.Path != "" || r.Query != "") {
+	if !full && (r.Path != "" || r.Query != "" || r.Kind == authz.KindDecision && holdsMasked(r)) {
 		e.buf = append(e.buf, `,"masked":"`...)
 		e.buf = append(e.buf, e.masks.id...)
 		e.buf = append(e.buf, '"')

@@ -223,6 +223,7 @@ func TestAskedFields(t *testing.T) {
 	r.Unenforceable = authz.ConditionAddresses | authz.ConditionSignature
 	r.Protocol, r.Facts = "mcp", []string{"tools/call", "\"x\""}
 	r.Resolved = []netip.Addr{netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("2001:db8::1")}
+	r.Region, r.TLS = "eu", "1.3"
 	var entry audit.Entry
 	if err := json.Unmarshal([]byte(written(t, false, r)), &entry); err != nil {
 		t.Fatal(err)
@@ -231,6 +232,7 @@ func TestAskedFields(t *testing.T) {
 	want.Format, want.AskedScheme, want.AskedPort = audit.FormatReplayable, "http", 8080
 	want.Upgrade, want.DecidedBy, want.Unenforceable = "websocket", "limits", []string{"addresses", "signature"}
 	want.Protocol, want.Facts, want.Resolved = r.Protocol, r.Facts, r.Resolved
+	want.Region, want.TLS = r.Region, r.TLS
 	if diff := cmp.Diff(want, entry, cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); diff != "" {
 		t.Error(diff)
 	}
@@ -241,6 +243,30 @@ func TestAskedFields(t *testing.T) {
 		if got, ok := authz.ParseCondition(c.Name()); !ok || got != c {
 			t.Errorf("condition %q is read as %v", c.Name(), got)
 		}
+	}
+}
+
+// TestStatementFields: a statement's record links to its session, and has the text of the
+// statement only in a full log.
+func TestStatementFields(t *testing.T) {
+	r := sample()
+	r.Kind, r.Path, r.Query = authz.KindEnd, "", ""
+	r.Session, r.Rows, r.Statement = "0193f6c2-0000-7000-8000-000000000000", 42, "SELECT * FROM orders WHERE name = $1 -- \x1b[2J"
+	for _, full := range []bool{false, true} {
+		var entry audit.Entry
+		if err := json.Unmarshal([]byte(written(t, full, r)), &entry); err != nil {
+			t.Fatal(err)
+		}
+		want := ""
+		if full {
+			want = r.Statement
+		}
+		if entry.Session != r.Session || entry.Rows != 42 || entry.Statement != want {
+			t.Errorf("full %t: session %q, rows %d, statement %q", full, entry.Session, entry.Rows, entry.Statement)
+		}
+	}
+	if line := written(t, true, r); strings.Contains(line, "\x1b") {
+		t.Errorf("a control byte is written raw: %q", line)
 	}
 }
 

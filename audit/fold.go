@@ -228,13 +228,21 @@ func (n *fold) add(r *authz.Record, path uint64) {
 		{&n.record.Method, r.Method},
 		{&n.record.Scheme, r.Scheme},
 		{&n.record.Address, r.Address},
+		{&n.record.Region, r.Region},
+		{&n.record.TLS, r.TLS},
 		{&n.record.Exe, r.Exe},
 		{&n.record.Credential, r.Credential},
+		{&n.record.Lease, r.Lease},
+		{&n.record.Session, r.Session},
+		{&n.record.Protocol, r.Protocol},
 		{&n.record.Detail, r.Detail},
 	} {
 		if *text.kept != text.now && *text.kept != keepText(text.now) {
 			*text.kept = ""
 		}
+	}
+	if !slices.Equal(n.record.Facts, r.Facts) {
+		n.record.Facts, n.record.Patterns = nil, nil
 	}
 	if n.record.Port != r.Port {
 		n.record.Port = 0

@@ -14,6 +14,7 @@ const (
 	maskValue = 'v' // its value
 	maskRest  = 'q' // the rest of a query
 	maskLease = 'l'
+	maskFact  = 'f' // a piece of a key's or a channel's name
 	maskID    = 'k' // the ID of the key itself
 )
 

@@ -78,6 +78,13 @@ type Entry struct {
 	Protocol      string       `json:"protocol,omitempty"`
 	Facts         []string     `json:"facts,omitempty"`
 	Resolved      []netip.Addr `json:"resolved,omitempty"`
+	Region        string       `json:"region,omitempty"`
+	TLS           string       `json:"tls,omitempty"`
+
+	// Of statements of a database's session; see authz.Record.
+	Session   string `json:"session,omitempty"`
+	Rows      int64  `json:"rows,omitempty"`
+	Statement string `json:"statement,omitempty"` // in full logs
 
 	RemovedHash string `json:"removed_hash,omitempty"` // of a rotation: the hash of the last record that was removed
 	RefusedSeq  uint64 `json:"refused_seq,omitempty"`  // of an overflow: the number of a record of the second log

@@ -72,7 +72,7 @@ func (p Problem) String() string {
 // missing part before.
 func (r Report) WholeSince() string {
 	if r.Records == 0 {
-		return "it has no records"
+		return "empty"
 	}
 	text := fmt.Sprintf("whole since %s (record %d)", r.Since.UTC().Format(time.RFC3339), r.First)
 	if r.First == 1 {

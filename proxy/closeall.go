@@ -17,7 +17,7 @@ func (p *Proxy) CloseAll() (cut int) {
 	open := maps.Clone(p.conns) // before Revalidate: sessions that end wait for this lock
 	p.mu.Unlock()
 	cut = p.sessions.Revalidate()
-	idle := slices.DeleteFunc(slices.Collect(maps.Keys(open)), (*session.Socket).Aborted)
+	idle := slices.DeleteFunc(slices.Collect(maps.Keys(open)), (*session.Socket).Ends)
 	session.InParallel(idle, func(s *session.Socket) bool { s.Abort(); return true })
 	return cut
 }

@@ -324,8 +324,8 @@ func (m *messages) next() (io.Reader, error) {
 	return bytes.NewReader(append(rewritten, plain...)), nil
 }
 
-// readAll reads so many bytes. Room is made as they come: whoever announces them
-// may not send them.
+// readAll reads size bytes. Memory grows as they arrive: a sender may announce more than it
+// sends.
 func readAll(r io.Reader, size int64) ([]byte, error) {
 	var b bytes.Buffer
 	_, err := io.CopyN(&b, r, size)

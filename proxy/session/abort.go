@@ -2,8 +2,9 @@ package session
 
 import (
 	"crypto/tls"
+	"errors"
+	"io"
 	"net"
-	"runtime"
 	"syscall"
 	"unsafe"
 
@@ -38,8 +39,48 @@ func AbortConn(conn net.Conn) {
 	})
 }
 
-// dissolve resets a TCP socket's connection. When the kernel refuses that, dissolve
-// makes the close to come a reset and reports false: kernels of 2023 refuse while another
+// EndConn ends a connection in both directions and in good order: the other end reads what
+// has been sent and then an end of file. Like [AbortConn] it waits for nothing, and leaves
+// the closing to the connection's reader.
+func EndConn(conn net.Conn) {
+	conn = Innermost(conn)
+	if !isSocket(conn) {
+		_ = conn.Close() // it is gone either way
+		return
+	}
+	raw, err := conn.(syscall.Conn).SyscallConn()
+	if err != nil {
+		return // closed already
+	}
+	_ = raw.Control(func(fd uintptr) { // an error means that it is closed already
+		_, _, _ = syscall.RawSyscall(syscall.SYS_SHUTDOWN, fd, syscall.SHUT_RDWR, 0)
+	})
+}
+
+// SendNow sends bytes on a socket as far as the kernel takes them at once, and returns how
+// many that were. It waits for nothing: not for room in the socket's buffer, nor for
+// another goroutine that writes to it, whose bytes the caller must keep apart from these.
+// It is for the last message before [AbortConn], which the other end reads before the reset.
+func SendNow(conn net.Conn, b []byte) (sent int, err error) {
+	conn = Innermost(conn)
+	if !isSocket(conn) {
+		return 0, errors.ErrUnsupported
+	}
+	raw, err := conn.(syscall.Conn).SyscallConn()
+	if err != nil {
+		return 0, err
+	}
+	failed := raw.Control(func(fd uintptr) {
+		sent, err = unix.SendmsgN(int(fd), b, nil, nil, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
+	})
+	if err = errors.Join(err, failed); err == nil && sent < len(b) {
+		err = io.ErrShortWrite
+	}
+	return max(sent, 0), err
+}
+
+// dissolve resets a TCP socket's connection. If the kernel refuses that, dissolve has the
+// later close send a reset, and reports false: kernels of 2023 refuse while another
 // thread waits in the socket (Linux commit 4faeee0cf8a5).
 func dissolve(fd uintptr) bool {
 	unspecified := syscall.RawSockaddr{Family: syscall.AF_UNSPEC}
@@ -51,53 +92,6 @@ func dissolve(fd uintptr) bool {
 	_, _, _ = syscall.RawSyscall6(syscall.SYS_SETSOCKOPT, fd, syscall.SOL_SOCKET, syscall.SO_LINGER,
 		uintptr(unsafe.Pointer(&now)), unsafe.Sizeof(now), 0) //nolint:gosec // as setsockopt(2) takes it; the kernel copies it
 	return false
-}
-
-// AtHighPriority runs f, which cuts accesses, on a thread that goes before all others,
-// where the sidecar may have one. Between the steps of a cut a busy machine would
-// otherwise have it take turns.
-func AtHighPriority(f func()) {
-	withHighPriority(runtime.NumCPU() > 1, func(bool) { f() })
-}
-
-// withHighPriority runs f on a thread that goes before all others, where the sidecar
-// may have one (root, CAP_SYS_NICE): every connection that is cut wakes the
-// processes at both its ends, and the last one must not take turns with them. A realtime
-// thread takes no turns at all (sched(7), SCHED_RR): f is to end within milliseconds, and
-// another CPU is to be left for threads that f may wait for. It is passed to f whether the
-// thread is one.
-func withHighPriority(realtime bool, f func(realtime bool)) {
-	runtime.LockOSThread() // should the priority not come back, the thread ends with the goroutine
-	before, err := unix.SchedGetAttr(0, 0)
-	if err != nil {
-		f(false)
-		runtime.UnlockOSThread()
-		return
-	}
-	if realtime = realtime && makeRealtime(); !realtime && !lowerNice() {
-		f(false)
-		runtime.UnlockOSThread()
-		return
-	}
-	f(realtime)
-	if unix.SchedSetAttr(0, before, 0) == nil {
-		runtime.UnlockOSThread()
-	}
-}
-
-// makeRealtime makes the calling thread, and not those that it starts, a realtime one,
-// and reports whether it may be one.
-func makeRealtime() bool {
-	attr := unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_RR, Priority: 1, Flags: unix.SCHED_FLAG_RESET_ON_FORK}
-	return unix.SchedSetAttr(0, &attr, 0) == nil
-}
-
-// lowerNice gives the calling thread, and not those that it starts, the highest priority
-// among threads that take turns, and reports whether it may have it.
-func lowerNice() bool {
-	const highest = -20
-	attr := unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_NORMAL, Nice: highest, Flags: unix.SCHED_FLAG_RESET_ON_FORK}
-	return unix.SchedSetAttr(0, &attr, 0) == nil
 }
 
 // Innermost returns the connection that another one wraps and exposes as NetConn, as a

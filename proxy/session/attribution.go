@@ -8,8 +8,9 @@ type Attribution struct {
 	cookie uint64
 	report func(cookie uint64, grant, rule string)
 
-	mu      sync.Mutex // held during a report, so that the last one is the latest
-	running int        // accesses that have begun and not ended
+	mu          sync.Mutex // held during a report, so that the last one is the latest
+	running     int        // accesses that have begun and not ended
+	grant, rule string     // of the last report; empty before the first, as the kernel has it
 }
 
 // NewAttribution returns the attribution of a peer's socket; nil where report is nil
@@ -29,7 +30,27 @@ func (a *Attribution) Begin(grant, rule string) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.running++
-	a.report(a.cookie, grant, rule)
+	a.set(grant, rule)
+}
+
+// set reports a rule unless it was the last one reported: many accesses in turn on one
+// socket have the same one, and a report is a system call. The caller holds mu.
+func (a *Attribution) set(grant, rule string) {
+	if a.grant != grant || a.rule != rule {
+		a.grant, a.rule = grant, rule
+		a.report(a.cookie, grant, rule)
+	}
+}
+
+// Change attributes the socket to the rule of a part of an access that has begun, as of a
+// statement in a session.
+func (a *Attribution) Change(grant, rule string) {
+	if a == nil {
+		return
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.set(grant, rule)
 }
 
 // End ends an access. The rule stays: bytes that are still on their way belong to it,
@@ -51,6 +72,6 @@ func (a *Attribution) Refused() {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.running == 0 {
-		a.report(a.cookie, "", "")
+		a.set("", "")
 	}
 }

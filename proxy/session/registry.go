@@ -16,6 +16,10 @@ var (
 	ErrRevoked  = errors.New("access was revoked")
 	ErrStopping = errors.New("the sidecar is stopping")
 	ErrTimeout  = errors.New("the rule's timeout expired")
+	// ErrLeaseEnded is for a session that carries a credential which ended before it.
+	ErrLeaseEnded = errors.New("the credential has ended")
+	// ErrRetired is for an idle session whose credential has been replaced by another.
+	ErrRetired = errors.New("the credential has been replaced")
 )
 
 // idleInterval is how often a proxy that ends looks for accesses on which nothing moves.
@@ -31,6 +35,10 @@ type Session struct {
 	Recheck func() bool
 	// Generation is the generation that last allowed it.
 	Generation uint64
+	// AfterCut does what may wait until other accesses of the same revocation were cut, as
+	// to send a last message. It is called once after OnCut, without mu, and must not block.
+	// Nil: nothing.
+	AfterCut func(error)
 
 	mu     sync.Mutex
 	ended  bool
@@ -49,6 +57,17 @@ func (a *Session) stillAllowed() bool {
 
 // Cut cuts the access unless it has ended, and reports whether it did.
 func (a *Session) Cut(cause error) bool {
+	if !a.cutNow(cause) {
+		return false
+	}
+	if a.AfterCut != nil {
+		a.AfterCut(cause)
+	}
+	return true
+}
+
+// cutNow is Cut without AfterCut.
+func (a *Session) cutNow(cause error) bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.ended || a.cause != nil {
@@ -133,6 +152,8 @@ type Registry struct {
 	pass       atomic.Pointer[chan struct{}] // closed when the pass under way has ended; nil between passes
 	generation uint64                        // of the latest pass
 	cuts       int                           // of all passes in that generation
+
+	after afterCuts
 }
 
 // NewRegistry returns an empty registry that decides by the engine's policy.
@@ -192,9 +213,9 @@ func (r *Registry) list(generation uint64) []*Session {
 }
 
 // Revalidate decides again the accesses of earlier generations, cuts denied ones, and
-// returns how many accesses were cut in this generation, also by
-// an earlier pass, and by one that was under way when the generation came. Deciding and cutting happen outside the lock that requests
-// need, so an access that is slow to end does not delay them.
+// returns how many accesses were cut in this generation, also by an earlier pass and by one
+// that was under way when the generation came. Deciding and cutting happen outside the lock
+// that requests need, so that an access which is slow to end does not delay them.
 func (r *Registry) Revalidate() (cut int) {
 	r.passMu.Lock()
 	defer r.passMu.Unlock()
@@ -205,9 +226,7 @@ func (r *Registry) Revalidate() (cut int) {
 	if generation := r.engine.Current().Generation(); generation != r.generation {
 		r.generation, r.cuts = generation, 0
 	}
-	cut = InParallel(r.list(r.generation), func(a *Session) bool {
-		return !a.stillAllowed() && a.Cut(ErrRevoked)
-	})
+	cut = r.cutAll(r.list(r.generation), ErrRevoked, func(a *Session) bool { return !a.stillAllowed() })
 	// A generation that came during the pass has been used; its installer calls next.
 	if generation := r.engine.Current().Generation(); generation != r.generation {
 		r.generation, r.cuts = generation, 0
@@ -216,19 +235,20 @@ func (r *Registry) Revalidate() (cut int) {
 	return r.cuts
 }
 
-// waitPass returns when no pass is under way. The cut accesses of a pass wait for
+// WaitPass returns when no pass is under way. The cut accesses of a pass wait for
 // its end before they are recorded: writing a thousand records first would take the
 // CPU from cutting what is still live.
-func (r *Registry) waitPass() {
+func (r *Registry) WaitPass() {
 	if done := r.pass.Load(); done != nil {
 		<-*done
 	}
+	r.after.wait()
 }
 
 // ReasonNow returns why an admitted access is no longer allowed, once everything else
 // has been cut for it too.
 func (r *Registry) ReasonNow(a *authz.Admission) authz.Reason {
-	r.waitPass()
+	r.WaitPass()
 	return a.ReasonNow()
 }
 
@@ -237,9 +257,9 @@ func (r *Registry) ReasonNow(a *authz.Admission) authz.Reason {
 // once. The caller begins at once. Helpers on the other processors share what remains as
 // they come, and InParallel waits only for calls of f that have begun.
 //
-// If the caller's thread takes no turns, one processor has no helper. The readers that f
-// wakes run there: they would interrupt a helper in the middle of its share for
-// milliseconds, for which InParallel would wait. Other work of a revocation runs there too.
+// If the caller's thread alone takes no turns, one processor has no helper. The readers
+// that f wakes run there: they would interrupt a helper in the middle of its share for
+// milliseconds, for which InParallel would wait. Within [AtHighPriority] they do not.
 func InParallel[T any](all []T, f func(T) bool) int {
 	if len(all) == 0 {
 		return 0
@@ -264,13 +284,13 @@ func InParallel[T any](all []T, f func(T) bool) int {
 			}
 		}
 	}
-	withHighPriority(runtime.NumCPU() > 1, func(realtime bool) {
+	withHighPriority(runtime.NumCPU() > 1, func(p priority) {
 		processors := min(runtime.GOMAXPROCS(0), 8)
-		if realtime {
+		if p.realtime {
 			processors-- // the last one is for those that the cut wakes
 		}
 		for range min(processors, (len(all)+portion-1)/portion) - 1 {
-			go withHighPriority(false, func(bool) { work() })
+			go withHighPriority(false, func(priority) { work() })
 		}
 		work()
 	})
@@ -280,11 +300,27 @@ func InParallel[T any](all []T, f func(T) bool) int {
 
 // CutAll cuts everything.
 func (r *Registry) CutAll(cause error) {
-	InParallel(r.list(^uint64(0)), func(a *Session) bool { return a.Cut(cause) })
+	r.cutAll(r.list(^uint64(0)), cause, func(*Session) bool { return true })
 }
 
-// WaitEmpty returns when nothing is live or ctx ends, and lets go of that on which
-// nothing moves.
+// cutAll cuts those of all that are to be, and returns how many that were. Calls of
+// AfterCut follow on another processor, once all are cut; for a few accesses they have returned
+// when cutAll does.
+func (r *Registry) cutAll(all []*Session, cause error, which func(*Session) bool) (cut int) {
+	cut = InParallel(all, func(a *Session) bool {
+		if !which(a) || !a.cutNow(cause) {
+			return false
+		}
+		if a.AfterCut != nil {
+			r.after.add(a, cause)
+		}
+		return true
+	})
+	r.after.finish()
+	return cut
+}
+
+// WaitEmpty returns when nothing is live or ctx ends. It ends idle accesses.
 func (r *Registry) WaitEmpty(ctx context.Context) {
 	r.mu.Lock()
 	if len(r.live) == 0 {

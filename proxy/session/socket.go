@@ -54,6 +54,7 @@ type Socket struct {
 
 	once    sync.Once
 	aborted atomic.Bool
+	ending  atomic.Bool
 	closed  atomic.Bool
 }
 
@@ -101,8 +102,12 @@ func (s *Socket) Abort() {
 	}
 }
 
-// Aborted reports whether Abort was called.
-func (s *Socket) Aborted() bool { return s.aborted.Load() }
+// EndsLater records that a session which was cut ends the connection itself, once it has
+// sent its last message.
+func (s *Socket) EndsLater() { s.ending.Store(true) }
+
+// Ends reports whether Abort or EndsLater was called.
+func (s *Socket) Ends() bool { return s.aborted.Load() || s.ending.Load() }
 
 // resetOnClose makes the next close a reset: unsent bytes are dropped.
 func (s *Socket) resetOnClose() {

@@ -145,6 +145,18 @@ func (d *Dialer) connect(ctx context.Context, decision authz.Decision, to netip.
 	return dialer.DialContext(ctx, "tcp", to.String())
 }
 
+// DialAddress connects to one address of a destination, which an earlier connection of the
+// same access was made to: a request that ends a statement must reach the server that runs
+// it. The address is checked as in [Dialer.Dial].
+func (d *Dialer) DialAddress(ctx context.Context, decision authz.Decision, destination authz.Destination, to netip.AddrPort) (net.Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
+	defer cancel()
+	if d.Proxy.applies(destination) {
+		return d.connectVia(ctx, decision, to, true)
+	}
+	return d.connect(ctx, decision, to, true)
+}
+
 // Address returns the address of a connection's upstream, also behind a proxy; the
 // zero Addr if it is unknown.
 func Address(conn net.Conn) netip.Addr {
@@ -164,7 +176,11 @@ func Address(conn net.Conn) netip.Addr {
 func (d *Dialer) check(decision authz.Decision, to netip.AddrPort) error {
 	addr := to.Addr().Unmap()
 	if reason := decision.CheckAddress(addr); reason != authz.Granted {
-		return &session.RefusalError{Reason: reason, Detail: "the address of the destination is " + addr.String(), Address: addr}
+		detail := "the address of the destination is " + addr.String()
+		if outside := decision.OutsideRegions(addr); outside != "" {
+			detail += ", which is " + outside
+		}
+		return &session.RefusalError{Reason: reason, Detail: detail, Address: addr}
 	}
 	if d.forbidden != nil && d.forbidden(netip.AddrPortFrom(addr, to.Port())) {
 		return &session.RefusalError{Reason: authz.AddressNotAllowed, Detail: fmt.Sprintf("%s belongs to the sidecar", to), Remedy: "use another destination; nothing grants the sidecar's own addresses"}

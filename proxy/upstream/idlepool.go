@@ -61,6 +61,7 @@ type HTTP1Conn struct {
 	Client *http.ClientConn
 	Raw    *RawConn
 	Conn   net.Conn // TLS, or bottom
+	TLS    string   // the version of its TLS session; see [TLSVersion]
 	pool   *IdlePool
 	key    idleKey
 	Reused bool
@@ -99,7 +100,7 @@ func newIdlePool(t *http.Transport) *IdlePool {
 			return nil, err
 		}
 		if l, ok := ctx.Value(http1ConnKey{}).(*HTTP1Conn); ok {
-			l.Conn = secured
+			l.Conn, l.TLS = secured, TLSVersion(secured.ConnectionState().Version)
 		}
 		return secured, nil
 	}

@@ -377,11 +377,17 @@ func (p *Pools) CloseIdle() {
 // later version, may be required now. Most terms are the earlier ones, and need no look
 // at the session.
 func VerifyAgain(conn *tls.Conn, earlier authz.Terms) func(authz.Terms) bool {
+	return VerifyStateAgain(conn.ConnectionState, earlier)
+}
+
+// VerifyStateAgain is [VerifyAgain] for a session of TLS whose connection another package
+// has, by its state.
+func VerifyStateAgain(state func() tls.ConnectionState, earlier authz.Terms) func(authz.Terms) bool {
 	return func(now authz.Terms) bool {
 		if now.CA == earlier.CA && now.TLSMin != "1.3" {
 			return true
 		}
-		session := conn.ConnectionState()
+		session := state()
 		if now.TLSMin == "1.3" && session.Version < tls.VersionTLS13 {
 			return false
 		}
@@ -399,6 +405,30 @@ func VerifyAgain(conn *tls.Conn, earlier authz.Terms) func(authz.Terms) bool {
 		_, err = session.PeerCertificates[0].Verify(chain)
 		return err == nil
 	}
+}
+
+// TLSVersion returns the name of a version of TLS as rules and records have it, "" for one
+// that no connection to an upstream has.
+func TLSVersion(version uint16) string {
+	switch version {
+	case tls.VersionTLS12:
+		return "1.2"
+	case tls.VersionTLS13:
+		return "1.3"
+	}
+	return ""
+}
+
+// ClientTLS returns the TLS settings for a connection to host by a rule's terms: its
+// authorities, its least version, and the name that is verified. No session is resumed, so
+// that each connection is verified by the terms in force.
+func ClientTLS(terms authz.Terms, host string) (*tls.Config, error) {
+	config, err := clientTLS(terms, authz.Injection{})
+	if err != nil {
+		return nil, err
+	}
+	config.ServerName, config.ClientSessionCache = host, nil
+	return config, nil
 }
 
 // clientTLS returns the TLS settings of a rule's terms, with the certificate

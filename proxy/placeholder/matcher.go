@@ -162,6 +162,34 @@ func (s *Matcher) Search(where string, halt func(error)) scrub.Search {
 	}}
 }
 
+// Stream searches bytes as they pass, and holds none back: a placeholder ends a stream
+// before its last byte has passed, and is worthless. The zero Stream has seen nothing. One
+// goroutine uses it at a time.
+type Stream struct{ tail []byte }
+
+// Find returns the refusal of a placeholder in the next bytes, or in the bytes before
+// together with them; nil for none. where completes "in ...". A nil matcher finds nothing.
+func (s *Stream) Find(m *Matcher, b []byte, where string) *session.RefusalError {
+	if m == nil {
+		s.tail = nil
+		return nil
+	}
+	keep := m.all.Longest() - 1
+	s.tail = append(s.tail, b[:min(len(b), keep)]...)
+	if m.all.InBytes(s.tail) {
+		return m.errMisplaced(s.tail, where)
+	}
+	if len(b) > keep {
+		if m.all.InBytes(b) {
+			return m.errMisplaced(b, where)
+		}
+		s.tail = append(s.tail[:0], b[len(b)-keep:]...)
+	} else if over := len(s.tail) - keep; over > 0 {
+		s.tail = s.tail[:copy(s.tail, s.tail[over:])]
+	}
+	return nil
+}
+
 // BufferSize returns how many bytes a search holds back at most.
 func (s *Matcher) BufferSize() int { return s.all.ReaderSize() }
 

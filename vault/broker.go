@@ -22,7 +22,7 @@
 //   - broker.go, scheduler.go, status.go: [Broker], which puts the parts together
 //   - login.go, auth.go, session.go, retired.go, refusal.go, loginlog.go, unwrap.go,
 //     checklogin.go: the login and its token
-//   - leases.go, fetch.go, secret.go, lease.go: the credentials in use
+//   - leases.go, fetch.go, secret.go, lease.go, term.go: the credentials in use
 //   - revocations.go, leasefile.go, irrevocable.go: the leases that are to go
 //   - sign.go: signatures of the transit engine
 //   - client.go, authorities.go: requests to Vault
@@ -214,6 +214,15 @@ func defaults(cfg *Config) {
 // holds no secret and has a method RetryAfter if trying again may help.
 func (b *Broker) Credential(ctx context.Context, ref authz.CredentialRef) (authz.Credential, error) {
 	return b.leases.get(ctx, ref)
+}
+
+// Newer returns a value of a later generation than one whose login an upstream has refused,
+// for [authz.RenewingSource]: its password may have been replaced since it was fetched. A
+// value without a lease is read again, and a lease is replaced, one that Vault still has at
+// most every ten minutes, since its user may have been removed where Vault does not see it.
+// Vault is asked at most every five seconds about one credential.
+func (b *Broker) Newer(ctx context.Context, ref authz.CredentialRef, generation uint64) (authz.Credential, error) {
+	return b.leases.newer(ctx, ref, generation)
 }
 
 // Refused reports that an upstream answered the value of a generation with status 401 or

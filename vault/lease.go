@@ -56,11 +56,12 @@ type lease struct {
 	renewable      bool
 	exhausted      bool // Vault granted less than was asked: the next one is a new one
 	minted         dualTime
-	granted        time.Duration // at first
-	uses           *authz.Uses   // the accesses that carry it
-	propagatesLate bool          // the service accepts it only some seconds after it was made
-	rejected       bool          // the upstream did not accept it
-	onDemand       bool          // it is fetched again when it is asked for, and not before it ends
+	granted        time.Duration      // at first
+	uses           *authz.Uses        // the accesses that carry it
+	term           *authz.TermControl // the life of its value, for accesses that last; set when it is installed
+	propagatesLate bool               // the service accepts it only some seconds after it was made
+	rejected       bool               // the upstream did not accept it
+	onDemand       bool               // it is fetched again when it is asked for, and not before it ends
 
 	// Of a password that Vault replaces.
 
@@ -92,7 +93,7 @@ func (l *lease) usable(now dualTime) bool {
 func (l *lease) credential() authz.Credential {
 	return authz.Credential{
 		Fields: l.fields.text, PEM: l.fields.pem, Unusable: l.fields.unusable, Generation: l.generation, Lease: l.id,
-		NotAfter: l.usableUntil().time(), Uses: l.uses,
+		NotAfter: l.usableUntil().time(), Uses: l.uses, Term: l.term.Term(),
 	}
 }
 

@@ -103,6 +103,8 @@ type entry struct {
 	// Vault has it, not before remintAt.
 	rejected bool
 	remintAt dualTime
+	watchAt  dualTime      // when to look whether Vault still has a lease that sessions carry
+	former   []formerValue // replaced values without a lease that accesses carry
 }
 
 // recheckSoon is [Broker.Refused].
@@ -219,6 +221,7 @@ func (m *leaseManager) install(e *entry, got *lease) {
 		what = "renewed"
 	case got.id == "" && old.id == "" && got.fields.equal(old.fields):
 		got.generation, got.fields = old.generation, old.fields
+		got.uses, got.term = old.uses, old.term
 		what = ""
 	default:
 		what = "replaced"
@@ -227,6 +230,7 @@ func (m *leaseManager) install(e *entry, got *lease) {
 		m.generation++
 		got.generation = m.generation
 	}
+	got.extendTerm()
 	now := m.now()
 	if e.next != nil {
 		m.cfg.revocations.revokeWhenUnused(e.ref, e.next, now)
@@ -255,7 +259,12 @@ func (m *leaseManager) activate(e *entry, got *lease) {
 	if got.session != m.cfg.login.current() && got.mount == "" { // it was replaced in between
 		e.refreshAt = earliest(e.refreshAt, now.add(migrationDelay(now.until(got.usableUntil()))))
 	}
-	if old != nil && old.id != "" && old.id != got.id {
+	switch {
+	case old == nil || old.term == got.term:
+	case old.id == "":
+		m.keepFormer(e, old, now)
+	case old.id != got.id:
+		old.retire(now)
 		m.cfg.revocations.revokeWhenUnused(e.ref, old, earliest(now.add(m.grace), old.usableUntil()))
 	}
 }
@@ -276,8 +285,10 @@ func (m *leaseManager) lose(e *entry, why string) {
 	e.lease = nil
 	m.cfg.outbox.record("lost", e.ref, l.id, why)
 	m.cfg.outbox.credentialLost()
+	l.term.End(whyEnded(why))
 	switch {
 	case l.id == "":
+		e.endFormer(whyEnded(why))
 	case e.fetch != nil && e.fetch.old == l:
 		e.fetch.oldLost = true
 	case why == leaseGone || why == tokenGone:
@@ -325,7 +336,11 @@ func (m *leaseManager) drop(entries []*entry) (leases []*revocation, fetches []*
 			if l != nil && l.id != "" {
 				leases = append(leases, m.cfg.revocations.enqueue(e.ref, l, m.now(), true))
 			}
+			if l != nil {
+				l.term.End(endRevoked)
+			}
 		}
+		e.endFormer(endRevoked)
 		e.lease, e.next = nil, nil
 	}
 	return leases, fetches
@@ -440,6 +455,7 @@ func (m *leaseManager) maintain(ctx context.Context, now dualTime) dualTime {
 	next := never()
 	for _, e := range m.entries {
 		next = earliest(next, m.maintainEntry(ctx, e, now))
+		next = earliest(next, e.maintainFormer(now))
 	}
 	return next
 }
@@ -462,16 +478,25 @@ func (m *leaseManager) maintainEntry(ctx context.Context, e *entry, now dualTime
 	}
 	end := e.lease.usableUntil()
 	if !now.before(end) && e.lease.onDemand {
+		e.lease.term.End(endReached)
 		e.lease = nil
 		return never()
 	}
 	if !now.before(end) {
-		m.lose(e, "it ended and could not be renewed")
+		m.lose(e, endedUnrenewed)
 		return never()
 	}
+	e.lease.term.Extend(end.time()) // the token that holds it may have been renewed
 	if e.needsRecheck && e.fetch == nil {
 		m.recheck(ctx, e, now)
 	}
+	return earliest(m.watch(ctx, e, now), m.refreshEntry(ctx, e, now))
+}
+
+// refreshEntry renews, replaces or releases a credential whose lease may be used, and
+// returns when to call it again. The caller holds mu.
+func (m *leaseManager) refreshEntry(ctx context.Context, e *entry, now dualTime) dualTime {
+	end := e.lease.usableUntil()
 	if e.next != nil {
 		return earliest(end, e.nextActiveAt)
 	}
@@ -483,6 +508,8 @@ func (m *leaseManager) maintainEntry(ctx context.Context, e *entry, now dualTime
 		m.cfg.outbox.record("released", e.ref, e.lease.id, "not used")
 		if l := e.lease; l.id != "" {
 			m.cfg.revocations.revokeWhenUnused(e.ref, l, now)
+		} else {
+			l.term.End(endReached)
 		}
 		e.lease = nil
 		return never()

@@ -175,8 +175,8 @@ func (a *authenticator) checkFilesNow() {
 	}
 }
 
-// TryLogin has a login that Vault has refused tried once more at once, as an
-// operator asks for who has put right what was wrong with it in Vault.
+// TryLogin repeats a login that Vault has refused, without waiting for its next time. An
+// operator asks for it after correcting the cause in Vault.
 func (b *Broker) TryLogin() { b.login.tryAgain() }
 
 func (a *authenticator) tryAgain() {

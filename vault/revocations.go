@@ -68,6 +68,8 @@ type revocation struct {
 	// not waited for any more.
 	uses      *authz.Uses
 	keptUntil dualTime
+	lease     *lease   // its term ends before it is revoked; nil for a lease that was never in use
+	watchAt   dualTime // when to look whether Vault still has it
 }
 
 // enqueue queues a lease to be revoked at due.
@@ -78,7 +80,7 @@ func (q *revocationQueue) enqueue(ref authz.CredentialRef, l *lease, due dualTim
 }
 
 func revocationOf(ref authz.CredentialRef, l *lease, due dualTime, urgent bool) *revocation {
-	return &revocation{id: l.id, mount: l.mount, ref: ref, session: l.session, ends: l.ends, due: due, urgent: urgent}
+	return &revocation{id: l.id, mount: l.mount, ref: ref, session: l.session, lease: l, ends: l.ends, due: due, urgent: urgent}
 }
 
 // revokeWhenUnused queues a lease to be revoked at due, or later: as soon as no access carries
@@ -91,7 +93,7 @@ func (q *revocationQueue) revokeWhenUnused(ref authz.CredentialRef, l *lease, du
 		until = earliest(until, l.session.end())
 	}
 	r := q.add(revocationOf(ref, l, due, false))
-	r.uses, r.keptUntil = l.uses, until
+	r.uses, r.keptUntil, r.watchAt = l.uses, until, q.now().add(watchPause())
 	var oldest *revocation
 	kept := 0
 	for _, other := range q.pending {
@@ -120,9 +122,12 @@ func (q *revocationQueue) add(r *revocation) *revocation {
 	if earlier := q.pending[r.id]; earlier != nil {
 		earlier.due = earliest(earlier.due, r.due)
 		earlier.urgent = earlier.urgent || r.urgent
-		return earlier
+		r = earlier
 	}
 	q.pending[r.id] = r
+	if r.urgent {
+		r.endTermNow()
+	}
 	return r
 }
 
@@ -355,6 +360,7 @@ func (q *revocationQueue) allUrgent() []*revocation {
 	all := make([]*revocation, 0, len(q.pending))
 	for _, r := range q.pending {
 		r.urgent = true
+		r.endTermNow()
 		all = append(all, r)
 	}
 	return all
@@ -392,15 +398,18 @@ func (q *revocationQueue) maintain(ctx context.Context, now dualTime) dualTime {
 		}
 	}
 	for _, r := range q.pending {
+		next = earliest(next, r.endTerm(now))
 		switch {
 		case r.running:
 		case now.before(r.due):
 			next = earliest(next, r.due)
 		case r.inUse(now):
 			next = earliest(next, earliest(now.add(inUseInterval), r.keptUntil))
+			next = earliest(next, q.watch(ctx, r, now))
 		case running < maxRevoking: // the end of one wakes the schedule for the next
 			running++
 			r.running = true
+			r.endTermNow()
 			q.cfg.tasks.run(ctx, func(ctx context.Context) { q.finishRevocation(r, q.revokeLease(ctx, r)) })
 		}
 	}

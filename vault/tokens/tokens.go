@@ -186,6 +186,16 @@ func (s *Source) Credential(ctx context.Context, ref authz.CredentialRef) (authz
 	}
 }
 
+// Newer returns a later value of a credential that is not exchanged, from a source that is
+// an [authz.RenewingSource].
+func (s *Source) Newer(ctx context.Context, ref authz.CredentialRef, generation uint64) (authz.Credential, error) {
+	source, ok := s.cfg.Source.(authz.RenewingSource)
+	if !ok || ref.Token.Kind != "" {
+		return authz.Credential{}, errors.New("a token has no newer value before it is due")
+	}
+	return source.Newer(ctx, ref, generation)
+}
+
 func (s *Source) cached(ref *authz.CredentialRef, client *authz.Credential) (authz.Credential, bool) {
 	now := s.cfg.Now()
 	s.mu.RLock()
@@ -230,8 +240,7 @@ func (s *Source) find(ref *authz.CredentialRef) *entry {
 	return nil
 }
 
-// usable reports whether a token may be served to who has the client's
-// credentials.
+// usable reports whether a token may be served to a holder of the client's credentials.
 func (t *token) usable(now time.Time, client *authz.Credential) bool {
 	return t != nil && t.client >= client.Generation && !hasPassed(now, t.notAfter)
 }
@@ -251,8 +260,7 @@ func (t *token) credential(client *authz.Credential) authz.Credential {
 	return c
 }
 
-// due reports whether a new token is to be got ahead of the old one's end, by
-// whoever asks next.
+// due reports whether the next caller exchanges for a new token before the old one's end.
 func (e *entry) due(now time.Time) bool {
 	return e.cancel == nil && hasPassed(now, e.token.refreshAt) && hasPassed(now, e.retryAt)
 }

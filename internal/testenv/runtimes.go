@@ -59,6 +59,12 @@ func InstallNodeClients(ctx context.Context, progress io.Writer) (string, error)
 	return installNode(ctx, progress, "internal", "e2e", "differential", "testdata", "npm")
 }
 
+// InstallNodeDatabaseClients installs the npm packages of the tests of databases, as
+// InstallNode does.
+func InstallNodeDatabaseClients(ctx context.Context, progress io.Writer) (string, error) {
+	return installNode(ctx, progress, "internal", "e2e", "databases", "testdata", "npm")
+}
+
 func installNode(ctx context.Context, progress io.Writer, folder ...string) (string, error) {
 	source, sum, err := listOfPackages(folder)
 	if err != nil {
@@ -91,15 +97,29 @@ const SystemPython = "/usr/bin/python3"
 // if the cache does not have them. It returns the folder for PYTHONPATH.
 // Progress, which may be nil, gets a line when the installation begins.
 func InstallPythonClients(ctx context.Context, progress io.Writer) (string, error) {
-	source, sum, err := listOfPackages([]string{"internal", "e2e", "differential", "testdata", "pip"})
-	if err != nil {
-		return "", fmt.Errorf("hash the list of Python packages: %w", err)
-	}
+	return installPython(ctx, progress, "internal", "e2e", "differential", "testdata", "pip")
+}
+
+// InstallPythonDatabaseClients installs the Python packages of the tests of
+// databases, as InstallPythonClients does.
+func InstallPythonDatabaseClients(ctx context.Context, progress io.Writer) (string, error) {
+	return installPython(ctx, progress, "internal", "e2e", "databases", "testdata", "pip")
+}
+
+func installPython(ctx context.Context, progress io.Writer, folder ...string) (string, error) {
 	version, err := exec.CommandContext(ctx, SystemPython, "-c", "import sys; print('%d.%d' % sys.version_info[:2])").Output()
 	if err != nil {
 		return "", fmt.Errorf("ask %s for its version: %w", SystemPython, err)
 	}
-	release := strings.TrimSpace(string(version))
+	return installWheels(ctx, progress, strings.TrimSpace(string(version)), folder...)
+}
+
+// installWheels installs the wheels of a requirements.txt for a release of Python.
+func installWheels(ctx context.Context, progress io.Writer, release string, folder ...string) (string, error) {
+	source, sum, err := listOfPackages(folder)
+	if err != nil {
+		return "", fmt.Errorf("hash the list of Python packages: %w", err)
+	}
 	return cached("python"+release+"-"+sum, func(path string) error {
 		if progress != nil {
 			fmt.Fprintln(progress, "installing the Python packages of the tests (once)")
@@ -115,6 +135,42 @@ func InstallPythonClients(ctx context.Context, progress io.Writer) (string, erro
 			"--only-binary=:all:", "--python-version", release, "--target", path, "--requirement", filepath.Join(source, "requirements.txt"))
 		if out, err := exec.CommandContext(ctx, command[0], args...).CombinedOutput(); err != nil {
 			return fmt.Errorf("install Python packages: %w\n%s", err, out)
+		}
+		return nil
+	})
+}
+
+// InstallJavaDatabaseClients installs the jars of the tests of databases by Maven,
+// exactly those of their sha256sums, if the cache does not have them. It returns
+// the folder that holds them. Progress, which may be nil, gets a line when the
+// installation begins.
+func InstallJavaDatabaseClients(ctx context.Context, progress io.Writer) (string, error) {
+	source, sum, err := listOfPackages([]string{"internal", "e2e", "databases", "testdata", "maven"})
+	if err != nil {
+		return "", fmt.Errorf("hash the list of Maven packages: %w", err)
+	}
+	return cached("maven-"+sum, func(path string) error {
+		if progress != nil {
+			fmt.Fprintln(progress, "installing the Maven packages of the tests (once)")
+		}
+		// Maven's own plugins come from the same repository and are not kept.
+		repository, err := os.MkdirTemp("", "chaperone-maven-")
+		if err != nil {
+			return err
+		}
+		defer os.RemoveAll(repository)
+		if err := os.RemoveAll(path); err != nil { // an installation that was killed may have left something
+			return err
+		}
+		out, err := exec.CommandContext(ctx, "mvn", "-q", "-B", "--strict-checksums", "-f", filepath.Join(source, "pom.xml"),
+			"-Dmaven.repo.local="+repository, "dependency:copy-dependencies", "-DoutputDirectory="+path).CombinedOutput()
+		if err != nil {
+			return fmt.Errorf("install Maven packages: %w\n%s", err, out)
+		}
+		check := exec.CommandContext(ctx, "sha256sum", "--check", "--strict", "--quiet", filepath.Join(source, "sha256sums"))
+		check.Dir = path
+		if out, err := check.CombinedOutput(); err != nil {
+			return fmt.Errorf("compare the Maven packages with their sums: %w\n%s", err, out)
 		}
 		return nil
 	})

@@ -1,6 +1,6 @@
 // Package testenv starts real components for tests, benchmarks and demos: a
-// HashiCorp Vault, a PostgreSQL, an Envoy, an HTTPS API that requires a bearer
-// token, a DNS server and cgroups. Its only fake is the Kubernetes API for Vault.
+// HashiCorp Vault, a PostgreSQL, a Redis, a PgBouncer, an Envoy, an HTTPS API that
+// requires a bearer token, a DNS server and cgroups. Its only fake is the Kubernetes API for Vault.
 // It is not part of the product.
 //
 // Each part has a Start function that returns an error, for programs, and a
@@ -29,8 +29,8 @@
 // with many tests starts one of each in TestMain and gives every test a mount
 // or role of its own.
 //
-// The Vault is built from the sources in vaultdev and Envoy is taken from a
-// Python wheel; both are kept in the folder .cache of the repository, or in
+// The Vault is built from the sources in vaultdev, Envoy is taken from a Python
+// wheel and the newest PostgreSQL from npm; all are kept in the folder .cache of the repository, or in
 // the one that CHAPERONE_CACHE names. The first build takes minutes, so
 // `make test` and `make demo` do it beforehand.
 //

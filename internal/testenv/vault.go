@@ -376,9 +376,35 @@ func (v *Vault) EnableDatabase(ctx context.Context, mount string, db *Postgres) 
 	_, err := v.Write(ctx, mount+"/config/postgres", map[string]any{
 		"plugin_name":    "postgresql-database-plugin",
 		"allowed_roles":  "*",
-		"connection_url": fmt.Sprintf("postgresql://{{username}}:{{password}}@%s/postgres?sslmode=disable", db.Addr),
+		"connection_url": db.URL("{{username}}", "{{password}}"),
 		"username":       db.User,
 		"password":       db.Password,
+	})
+	return err
+}
+
+// EnableRedis mounts a database engine at mount, with one connection called "redis" to a
+// Redis.
+func (v *Vault) EnableRedis(ctx context.Context, mount string, r *Redis) error {
+	if err := v.EnableEngine(ctx, mount, "database", nil); err != nil {
+		return err
+	}
+	_, err := v.Write(ctx, mount+"/config/redis", map[string]any{
+		"plugin_name": "redis-database-plugin", "allowed_roles": "*",
+		"host": r.Addr.Addr().String(), "port": r.Addr.Port(), "username": "default", "password": r.Password,
+	})
+	return err
+}
+
+// RedisRole makes a role whose users, who have the ACL rules, are leased at
+// MOUNT/creds/NAME for ttl.
+func (v *Vault) RedisRole(ctx context.Context, mount, name string, ttl time.Duration, rules ...string) error {
+	creation, err := json.Marshal(rules)
+	if err != nil {
+		return err
+	}
+	_, err = v.Write(ctx, mount+"/roles/"+name, map[string]any{
+		"db_name": "redis", "creation_statements": string(creation), "default_ttl": ttl.String(), "max_ttl": ttl.String(),
 	})
 	return err
 }

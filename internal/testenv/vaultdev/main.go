@@ -21,6 +21,7 @@ import (
 	"github.com/hashicorp/go-hclog"
 	authjwt "github.com/hashicorp/vault-plugin-auth-jwt"
 	authkube "github.com/hashicorp/vault-plugin-auth-kubernetes"
+	redis "github.com/hashicorp/vault-plugin-database-redis"
 	kv "github.com/hashicorp/vault-plugin-secrets-kv"
 	"github.com/hashicorp/vault/audit"
 	"github.com/hashicorp/vault/builtin/credential/approle"
@@ -172,7 +173,7 @@ type registry map[consts.PluginType]map[string]func() (any, error)
 
 func builtins() registry {
 	return registry{
-		consts.PluginTypeDatabase:   {"postgresql-database-plugin": postgresql.New},
+		consts.PluginTypeDatabase:   {"postgresql-database-plugin": postgresql.New, "redis-database-plugin": redis.New},
 		consts.PluginTypeCredential: makers(logins()),
 		consts.PluginTypeSecrets:    makers(engines()),
 	}

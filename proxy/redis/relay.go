@@ -1,0 +1,230 @@
+package redis
+
+import (
+	"errors"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/chaperone-proxy/chaperone/authz"
+	"github.com/chaperone-proxy/chaperone/facts/resp"
+	"github.com/chaperone-proxy/chaperone/proxy/database"
+	"github.com/chaperone-proxy/chaperone/proxy/session"
+)
+
+const (
+	// smallBuffer is the size of a direction's buffer while little moves, and largeBuffer
+	// while much does.
+	smallBuffer = 4 << 10
+	largeBuffer = 64 << 10
+	// maxHeld is how long a request is at most that must be held whole, in bytes.
+	maxHeld = 8 << 20
+)
+
+// relay carries one session. Requests are read by one goroutine, answers by another.
+type relay struct {
+	s      *database.Session
+	plugin *session.Conn
+	server net.Conn
+
+	requests requests
+	answers  answers
+	markers  markers
+	running  running
+
+	sent     atomic.Uint64 // commands to the server, whose answers are counted
+	answered atomic.Uint64
+	open     atomic.Bool // a transaction or a subscription
+}
+
+// running are the commands whose answer may take long, which the session decides again
+// when the policy changes, in their order.
+type running struct {
+	mu         sync.Mutex
+	list       []ending
+	subscribed bool // answers no longer count: what runs ends with the session
+	some       atomic.Bool
+}
+
+// ending is a command that ends with an answer, by its number.
+type ending struct {
+	answer     uint64
+	statements []*database.Statement
+}
+
+func newRelay(s *database.Session, plugin *session.Conn, server net.Conn, number int) *relay {
+	r := &relay{s: s, plugin: plugin, server: server}
+	r.requests.in = make([]byte, smallBuffer)
+	r.requests.opened = number
+	r.answers.in = make([]byte, smallBuffer)
+	r.answers.done = make(chan struct{})
+	r.markers.secret = newSecret()
+	return r
+}
+
+// run relays until either side ends.
+func (r *relay) run() {
+	r.s.Serve(r.lastMessage, r.idle)
+	go func() {
+		defer close(r.answers.done)
+		r.readAnswers()
+		_ = r.plugin.SetReadDeadline(time.Unix(1, 0)) // the other direction ends
+	}()
+	if err := r.readRequests(); err == nil || errors.Is(err, errEnding) {
+		_ = r.server.SetReadDeadline(time.Now().Add(drainTimeout))
+		if err == nil {
+			_ = session.CloseWriteOf(r.server)
+		}
+	} else {
+		_ = r.server.SetReadDeadline(time.Unix(1, 0))
+	}
+	<-r.answers.done
+	_ = r.server.Close()
+	if r.answers.last {
+		drain(r.plugin)
+	}
+}
+
+// lastMessage attempts to send the error of a session that was cut.
+func (r *relay) lastMessage(error) {
+	if refusal := r.s.Cause(); refusal != nil {
+		r.s.Last(errorOf(refusal))
+	}
+}
+
+// idle reports whether every command has its answer, outside a transaction and without a
+// subscription.
+func (r *relay) idle() bool {
+	return !r.open.Load() && r.answered.Load() >= r.sent.Load()
+}
+
+// run adds statements that run until the answer of the command that was sent last.
+func (l *running) run(answer uint64, statements []*database.Statement) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.list = append(l.list, ending{answer, statements})
+	l.some.Store(true)
+}
+
+// end ends what has its answer.
+func (l *running) end(answered uint64) {
+	if !l.some.Load() {
+		return
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.subscribed {
+		return
+	}
+	for len(l.list) > 0 && l.list[0].answer <= answered {
+		for _, st := range l.list[0].statements {
+			st.End(authz.Outcome{})
+		}
+		l.list = l.list[1:]
+	}
+	l.some.Store(len(l.list) > 0)
+}
+
+func (l *running) subscribe() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.subscribed = true
+}
+
+func (l *running) isSubscribed() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.subscribed
+}
+
+func (l *running) len() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return len(l.list)
+}
+
+// answers is the state of the goroutine that reads the server.
+type answers struct {
+	in      []byte
+	out     []byte
+	replies resp.Replies
+	done    chan struct{} // closed when the goroutine has ended
+	last    bool          // the plugin has its last message
+}
+
+// readAnswers forwards the server's answers until an end or an error.
+func (r *relay) readAnswers() {
+	a := &r.answers
+	held := 0
+	for !a.last {
+		n, err := r.server.Read(a.in[held:])
+		if n > 0 {
+			rest, failed := r.forwardAnswers(a.in[:held+n])
+			if failed != nil {
+				return
+			}
+			full := held+n == len(a.in)
+			held = a.keep(rest, full)
+		}
+		if err != nil {
+			return
+		}
+	}
+}
+
+// keep moves the bytes that are read again to the start of the buffer, and adapts its size.
+func (a *answers) keep(rest []byte, full bool) int {
+	switch {
+	case full && len(a.in) < largeBuffer:
+		grown := make([]byte, largeBuffer)
+		copy(grown, rest)
+		a.in = grown
+	case !full && len(a.in) > smallBuffer && a.replies.Top():
+		small := make([]byte, smallBuffer)
+		copy(small, rest)
+		a.in = small
+	default:
+		copy(a.in, rest)
+	}
+	return len(rest)
+}
+
+// forwardAnswers writes b to the plugin, with other errors where markers stand for them, and
+// returns the bytes at its end that are to be read again, with more.
+func (r *relay) forwardAnswers(b []byte) (rest []byte, err error) {
+	a := &r.answers
+	out, from, at := a.out[:0], 0, 0
+	for !a.last {
+		n, failure, err := a.replies.Scan(b[at:])
+		if at += n; err != nil {
+			r.s.Cut(authz.UpstreamUnreachable, "the server does not answer as Redis does")
+			return nil, err
+		}
+		if failure == 0 {
+			break
+		}
+		kind, ok := a.replies.Last()
+		a.replies.Skip()
+		if text, replaced := r.replaceError(b[at:at+failure], kind, ok); replaced {
+			out = append(append(out, b[from:at]...), text...)
+			from = at + failure
+		}
+		at += failure
+	}
+	if from > 0 {
+		out = append(out, b[from:at]...)
+		a.out = out[:0]
+		if cap(out) > largeBuffer {
+			a.out = nil
+		}
+	} else {
+		out = b[:at]
+	}
+	if len(out) > 0 {
+		_, err = r.s.WritePart(out, a.replies.Top())
+	}
+	r.answered.Store(a.replies.Answered)
+	r.running.end(a.replies.Answered)
+	return b[at:], err
+}

@@ -66,9 +66,9 @@ type requestHeads struct {
 
 // handshakeState is what arrived on a connection during its handshake and after it.
 type handshakeState struct {
-	tail   *tailBytes  // of what is read during a handshake; nil otherwise
-	unused func()      // called when it is closed and nothing was sent on it; nil for nothing
-	used   atomic.Bool // something was
+	tail   *session.TailBytes // of what is read during a handshake; nil otherwise
+	unused func()             // called when it is closed and nothing was sent on it; nil for nothing
+	used   atomic.Bool        // something was
 }
 
 // over returns the connection that runs inside TLS on c.
@@ -130,7 +130,7 @@ func (c *conn) read(b []byte) (int, error) {
 	again := len(c.Ahead()) > 0
 	n, err := c.Conn.Read(b)
 	if c.handshake.tail != nil && !again {
-		c.handshake.tail.add(b[:n])
+		c.handshake.tail.Add(b[:n])
 	}
 	return n, err
 }

@@ -46,7 +46,13 @@ func (p *Proxy) connect(w http.ResponseWriter, r *http.Request, c *conn, held *b
 		p.refuse(w, r, c, session.Malformed("the CONNECT request has a body (RFC 9110, section 9.3.6)"))
 		return
 	}
-	switch schemes := p.schemes(named); {
+	schemes := p.schemes(named)
+	if scheme, ok := databaseScheme(schemes); ok {
+		held.End() // the session has its own
+		p.connectDatabase(w, r, c, named, scheme)
+		return
+	}
+	switch {
 	case onlyTunnels(schemes):
 		held.End() // the tunnel has its own
 		p.openTunnel(w, r, c, named, schemes)

@@ -56,9 +56,12 @@ func (x *exchange) connection(conn net.Conn) (c authz.Connection, shared bool) {
 	}
 	c.Meets = upstream.VerifyAgain(secured, x.admission.Decision.Terms())
 	if x.upstream.conn != nil && x.upstream.conn.Conn == conn {
+		c.TLS = x.upstream.conn.TLS
 		return c, false // HTTP/1.1, without a copy of the whole state of TLS
 	}
-	return c, secured.ConnectionState().NegotiatedProtocol == "h2"
+	state := secured.ConnectionState()
+	c.TLS = upstream.TLSVersion(state.Version)
+	return c, state.NegotiatedProtocol == "h2"
 }
 
 // wroteHeaders records that the upstream may have the request.

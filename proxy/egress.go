@@ -24,7 +24,7 @@ import (
 // It may be called before Serve, which closes the sockets when it ends, and at any time
 // after. Without Serve, a call without routes closes them.
 func (p *Proxy) EgressSockets(dir, group string, routes []authz.Route) ([]string, error) {
-	paths, err := p.egress.Replace(dir, group, routes)
+	paths, err := p.envoy.egress.Replace(dir, group, routes)
 	if err != nil {
 		return nil, fmt.Errorf("create egress sockets: %w", err)
 	}

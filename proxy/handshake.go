@@ -38,56 +38,50 @@ func (p *Proxy) greeted(c *conn, inner *tls.Conn) {
 
 // refusedHandshake reports that the plugin's side did not complete a handshake.
 func (p *Proxy) refusedHandshake(c *conn, err error) {
-	alert, ok := remoteAlert(err)
-	if !ok {
-		alert = c.handshake.tail.alert()
-	}
-	p.failedHandshake(c, err, alert, "in the TLS handshake")
+	p.failedHandshake(c, err, handshakeAlert(err, c.handshake.tail), "in the TLS handshake")
 }
 
-// tailBytes is the last bytes that were read from a connection.
-type tailBytes [7]byte
-
-func (l *tailBytes) add(b []byte) {
-	if len(b) >= len(l) {
-		copy(l[:], b[len(b)-len(l):])
-		return
+// handshakeAlert returns the alert that ended a handshake, 0 for none. tail is what was
+// read of it last.
+func handshakeAlert(err error, tail *session.TailBytes) uint8 {
+	if alert, ok := remoteAlert(err); ok {
+		return alert
 	}
-	copy(l[:], l[len(b):])
-	copy(l[len(l)-len(b):], b)
-}
-
-// alert returns the fatal alert that was read last, 0 for none. With TLS 1.3 a
-// client that refuses the certificate encrypts its alert (RFC 8446, section 6), but
-// OpenSSL sends it in clear, as it has sent nothing encrypted so far. crypto/tls
-// cannot decrypt that and returns an error of its own, bad_record_mac.
-func (l *tailBytes) alert() uint8 {
-	const alert, fatal = 21, 2
-	if l[0] == alert && l[1] == 3 && l[3] == 0 && l[4] == 2 && l[5] == fatal {
-		return l[6]
-	}
-	return 0
+	return tail.Alert()
 }
 
 // failedHandshake reports why a handshake, or a connection right after it, ended.
 func (p *Proxy) failedHandshake(c *conn, err error, alert uint8, when string) {
-	if p.cfg.Handshake == nil || errors.Is(err, net.ErrClosed) {
+	p.reportHandshake(authz.Record{Scheme: string(authz.SchemeHTTPS), Host: c.hostOrAddress(), Port: c.port}, c.Source, handshakeFailure{err, alert, when})
+}
+
+// handshakeFailure is how the plugin's side ended a TLS connection with the sidecar.
+type handshakeFailure struct {
+	err   error
+	alert uint8  // 0 for none
+	when  string // of a hang-up
+}
+
+// reportHandshake reports a failure at a destination, which r has.
+func (p *Proxy) reportHandshake(r authz.Record, source authz.Source, f handshakeFailure) {
+	if p.cfg.Event == nil || errors.Is(f.err, net.ErrClosed) {
 		return // not requested, or the sidecar ended it
 	}
-	detail := "the TLS handshake failed: " + session.Quote(err.Error())
+	r.Time, r.Kind, r.Plugin, r.Door, r.Detail = p.cfg.Now(), authz.KindHandshake, string(p.cfg.Plugin), source.Door, f.detail()
+	r.PID, r.UID, r.Exe = source.PID, source.UID, source.Exe
+	p.cfg.Event(&r)
+}
+
+func (f handshakeFailure) detail() string {
 	switch {
-	case distrusts(alert):
-		detail = "the program does not trust the sidecar's certificate: alert " + alertName(alert)
-	case alert != 0:
-		detail = "the program ended the TLS handshake: alert " + alertName(alert)
-	case isHangUp(err):
-		detail = "the program closed the connection " + when + "; it probably does not trust the sidecar's certificate"
+	case distrusts(f.alert):
+		return "the program does not trust the sidecar's certificate: alert " + alertName(f.alert)
+	case f.alert != 0:
+		return "the program ended the TLS handshake: alert " + alertName(f.alert)
+	case isHangUp(f.err):
+		return "the program closed the connection " + f.when + "; it probably does not trust the sidecar's certificate"
 	}
-	p.cfg.Handshake(&authz.Record{
-		Time: p.cfg.Now(), Kind: authz.KindHandshake, Plugin: string(p.cfg.Plugin), Door: c.Source.Door,
-		Scheme: string(authz.SchemeHTTPS), Host: c.hostOrAddress(), Port: c.port,
-		PID: c.Source.PID, UID: c.Source.UID, Exe: c.Source.Exe, Detail: detail,
-	})
+	return "the TLS handshake failed: " + session.Quote(f.err.Error())
 }
 
 // isHangUp reports whether err is the other side's end of a connection.

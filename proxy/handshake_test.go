@@ -25,7 +25,7 @@ func handshakes(t *testing.T) (*world, *testenv.Upstream, chan authz.Record) {
 	w := newWorld(t, setup{input: granted(rule(api, "read", "api.weather.example")), config: func(c *proxy.Config) {
 		c.Identify, c.Token = nil, authz.NewSecret("proxy-token")
 		c.Upstream.Forbidden = func(netip.AddrPort) bool { return false }
-		c.Handshake = func(r *authz.Record) { reported <- *r }
+		c.Event = func(r *authz.Record) { reported <- *r }
 	}})
 	return w, api, reported
 }

@@ -91,7 +91,7 @@ func emptySlot(h http.Header, d authz.Destination, slot authz.Injection) (query 
 		return httpclean.WithoutParameter(d.Query(), slot.Name)
 	case authz.InjectSigV4:
 		return sigv4.StripQuery(d.Query())
-	case authz.InjectNone, authz.InjectHeader, authz.InjectCertificate:
+	case authz.InjectNone, authz.InjectHeader, authz.InjectCertificate, authz.InjectDatabase:
 	}
 	return d.Query()
 }
@@ -112,7 +112,7 @@ func inject(h http.Header, d authz.Destination, query string, slot authz.Injecti
 			return d.Path()
 		}
 		return d.Path() + "?" + query
-	case authz.InjectNone, authz.InjectCertificate:
+	case authz.InjectNone, authz.InjectCertificate, authz.InjectDatabase:
 	}
 	return d.Target()
 }

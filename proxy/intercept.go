@@ -43,6 +43,10 @@ func (p *Proxy) transparent(ctx context.Context, c *conn) {
 		return
 	}
 	schemes := p.schemes(named)
+	if scheme, ok := databaseScheme(schemes); ok {
+		p.serveDatabase(ctx, c, named, scheme)
+		return
+	}
 	if onlyTunnels(schemes) && tunnelScheme(schemes) == authz.SchemeTCP {
 		p.spliceTransparent(ctx, c, named, authz.SchemeTCP)
 		return
@@ -194,7 +198,10 @@ func (p *Proxy) enterTLS(ctx context.Context, c *conn) {
 		return
 	}
 	schemes := slices.DeleteFunc(p.schemes(named), func(s authz.Scheme) bool { return s == authz.SchemeHTTP }) // that is not TLS
+	scheme, isDatabase := databaseScheme(schemes)
 	switch {
+	case c.mismatch == "" && isDatabase:
+		p.serveDatabase(ctx, c, named, scheme)
 	case c.mismatch == "" && onlyTunnels(schemes):
 		p.spliceNamed(ctx, c, tunnelScheme(schemes))
 	case len(schemes) == 0 && !p.authority.covers(named.Host()):
@@ -260,7 +267,7 @@ func (p *Proxy) intercept(ctx context.Context, c *conn) {
 	inner := tls.Server(c, p.serverTLS)
 	ctx, cancel := context.WithTimeout(ctx, headerTimeout)
 	defer cancel()
-	c.handshake.tail = new(tailBytes)
+	c.handshake.tail = new(session.TailBytes)
 	err := inner.HandshakeContext(ctx)
 	if err != nil {
 		if c.mismatch != "" { // the client rejected the certificate; the mismatch is still recorded

@@ -138,12 +138,12 @@ func (e endless) Read(b []byte) (int, error) {
 func flows() []flow {
 	all := []flow{
 		{"tunnel download", func(ctx context.Context, w *world, f *floods, arrived *atomic.Int64) {
-			c := w.tunnel(fmt.Sprintf("api.weather.example:%d", f.out.Port()))
+			c := w.tunnel(fmt.Sprintf("api.weather.example:%d", f.out.Port())).lasting()
 			context.AfterFunc(ctx, func() { _ = c.Close() })
 			count(arrived, c.in)
 		}},
 		{"tunnel upload", func(ctx context.Context, w *world, f *floods, arrived *atomic.Int64) {
-			c := w.tunnel(fmt.Sprintf("api.weather.example:%d", f.sink.Port()))
+			c := w.tunnel(fmt.Sprintf("api.weather.example:%d", f.sink.Port())).lasting()
 			context.AfterFunc(ctx, func() { _ = c.Close() })
 			c.write(f.key(arrived))
 			pour(c)
@@ -188,7 +188,7 @@ func upgraded(ctx context.Context, w *world, f *floods, key string) *rawConn {
 	f.upgrading.Add(1)
 	defer f.upgrading.Add(-1)
 	authority := fmt.Sprintf("example.com:%d", f.api.Listener.Addr().(*net.TCPAddr).Port)
-	c := w.tunnel(authority).tls("example.com")
+	c := w.tunnel(authority).lasting().tls("example.com")
 	context.AfterFunc(ctx, func() { _ = c.Conn.(*tls.Conn).NetConn().Close() })
 	c.write("GET /upgrade?key=" + key + " HTTP/1.1\r\nHost: " + authority + "\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
 	in := bufio.NewReader(c.Conn)
@@ -269,14 +269,24 @@ func measureThrottled(t *testing.T, name string, streams int, rate float64, peri
 	ready.Wait()
 	settled := time.Now()
 	first, _ := until(func(int64, int64) bool { return time.Since(settled) > settling })
-	first, _ = until(func(sum, _ int64) bool { return sum != first }) // from arrival to arrival
+	late = testDeadline()
+	arrives := func(past int64) func(int64, int64) bool {
+		return func(sum, _ int64) bool {
+			stalled := sum == past && late()
+			if stalled {
+				t.Errorf("%s: no byte arrives after %d", name, past)
+			}
+			return sum != past || stalled
+		}
+	}
+	first, _ = until(arrives(first)) // from arrival to arrival
 	gap = 0
 	for i := range arrived {
 		before[i] = arrived[i].Load()
 	}
 	since := time.Now()
 	last, _ := until(func(int64, int64) bool { return time.Since(since) > measured })
-	last, least := until(func(sum, _ int64) bool { return sum != last })
+	last, least := until(arrives(last))
 	goodput := float64(last-first) / time.Since(since).Seconds() / rate
 	share := float64(least) * float64(streams) / float64(last-first)
 	t.Logf("%-28s %5.1f %% of the rate, the least of the streams got %3.0f %% of its share", name, 100*goodput, 100*share)

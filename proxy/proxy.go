@@ -18,6 +18,7 @@ import (
 	"github.com/chaperone-proxy/chaperone/authz"
 	"github.com/chaperone-proxy/chaperone/internal/budget"
 	"github.com/chaperone-proxy/chaperone/internal/ratelimit"
+	"github.com/chaperone-proxy/chaperone/proxy/database"
 	"github.com/chaperone-proxy/chaperone/proxy/dns"
 	"github.com/chaperone-proxy/chaperone/proxy/envoy"
 	"github.com/chaperone-proxy/chaperone/proxy/http1head"
@@ -73,16 +74,17 @@ type Config struct {
 	// without a cookie.
 	Attribute func(cookie uint64, grant, rule string)
 
+	// Databases are the protocols of databases.
+	Databases Databases
+
 	// Refused is called with every refusal after it is recorded. It must not
 	// block. Nil: not called.
 	Refused func(authz.Refusal)
-	// Echo is called with a record of kind echo when an upstream answered with the
-	// credential that it received. Nil: not called; the credential is redacted anyway.
-	Echo func(*authz.Record)
-	// Handshake is called with a record of kind handshake when the plugin's side ends a
-	// TLS connection that the proxy answers itself: in its handshake, or before it sends
-	// any data. It must not block. Nil: not called.
-	Handshake func(*authz.Record)
+	// Event is called with a record of kind echo when an upstream answered with the
+	// credential that it received, which is redacted in any case, and with one of kind
+	// handshake when the plugin's side ends a TLS connection that the proxy answers itself:
+	// in its handshake, or before it sends any data. It must not block. Nil: not called.
+	Event func(*authz.Record)
 	// CredentialRefused is called when an upstream answered with status 401 or 403 to a
 	// request with an injected credential, with its name and the generation of its value:
 	// the issuer may have revoked it. Upstreams also return these for ordinary
@@ -125,8 +127,8 @@ type Proxy struct {
 	dialer       *upstream.Dialer
 	pools        *upstream.Pools
 	sessions     *session.Registry
-	relay        *envoy.Relay // nil: none
-	egress       *envoy.Egress
+	envoy        envoyEnds
+	databases    *database.Front
 	server       *http.Server
 	http         *chanListener // connections on their way to server
 	serverTLS    *tls.Config
@@ -142,6 +144,12 @@ type Proxy struct {
 	conns    map[*session.Socket]struct{} // every open connection of the plugin; nil once closed
 	full     ratelimit.Sampler            // of connections refused because there are too many
 	inflight *session.Inflight            // everything that may still write a record
+}
+
+// envoyEnds are the proxy's ends of an Envoy.
+type envoyEnds struct {
+	relay  *envoy.Relay // nil: none
+	egress *envoy.Egress
 }
 
 // New returns a proxy. It starts nothing.
@@ -161,6 +169,9 @@ func New(cfg Config) (*Proxy, error) {
 	if cfg.Log == nil {
 		cfg.Log = zap.NewNop()
 	}
+	if cfg.Databases.Serve == nil {
+		cfg.Databases.Serve = databaseProtocols(cfg.Databases.Texts)
+	}
 	if cfg.Budget == nil {
 		cfg.Budget = budget.New(session.DefaultBudget)
 	}
@@ -176,16 +187,17 @@ func New(cfg Config) (*Proxy, error) {
 	p.pools = upstream.NewPools(p.dialer, p.budget)
 	p.sessions = session.NewRegistry(cfg.Engine)
 	if cfg.Relay != "" {
-		p.relay = &envoy.Relay{
+		p.envoy.relay = &envoy.Relay{
 			Socket: cfg.Relay, Live: p.sessions, Rates: p.rates, Now: cfg.Now, Log: cfg.Log,
 			Abandoned: func() bool { return p.abandoned(cfg.Engine.Current()) },
 		}
 	}
-	p.egress = envoy.NewEgress(envoy.EgressConfig{
+	p.envoy.egress = envoy.NewEgress(envoy.EgressConfig{
 		Plugin: cfg.Plugin, Gate: cfg.Gate, Engine: cfg.Engine, Live: p.sessions, Dialer: p.dialer, Work: p.inflight, Budget: p.budget,
 		Placeholders: &p.placeholders, MaxConnections: cfg.MaxConnections, Refused: p.report, OutOfMemory: p.refuseFull,
 		Now: cfg.Now, Log: cfg.Log,
 	})
+	p.databases = p.newFront()
 	p.serverTLS = p.interceptConfig()
 	p.server = &http.Server{
 		Handler:           p,
@@ -284,7 +296,7 @@ func (p *Proxy) drain(ctx context.Context) {
 	defer cancel()
 	_ = p.server.Shutdown(ctx) // remaining connections are closed below
 	p.sessions.WaitEmpty(ctx)
-	p.egress.Close()
+	p.envoy.egress.Close()
 	p.sessions.CutAll(session.ErrStopping)
 	_ = p.http.Close() // it has no error
 	_ = p.server.Close()
@@ -387,8 +399,8 @@ func (p *Proxy) handle(ctx context.Context, c *conn) {
 			c.Attribution = session.NewAttribution(peer.Cookie, p.cfg.Attribute)
 		}
 	}
-	if c.Proved && p.relay != nil {
-		if c.refusal = p.relay.Take(ctx, c.Conn); c.refusal == nil {
+	if c.Proved && p.envoy.relay != nil {
+		if c.refusal = p.envoy.relay.Take(ctx, c.Conn); c.refusal == nil {
 			return
 		}
 	}

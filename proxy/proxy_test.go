@@ -140,10 +140,12 @@ func newWorld(t testing.TB, s setup) *world {
 			defer w.mu.Unlock()
 			w.refusals = append(w.refusals, r)
 		},
-		Echo: func(r *authz.Record) {
+		Event: func(r *authz.Record) {
 			w.mu.Lock()
 			defer w.mu.Unlock()
-			w.echoes = append(w.echoes, *r)
+			if r.Kind == authz.KindEcho {
+				w.echoes = append(w.echoes, *r)
+			}
 		},
 	}
 	config.Upstream.Hosts = map[string][]netip.Addr{

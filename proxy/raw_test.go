@@ -35,6 +35,13 @@ func (w *world) raw() *rawConn {
 	return &rawConn{c, bufio.NewReader(c), w.t}
 }
 
+// lasting removes the deadline, for transfers that the test ends.
+func (c *rawConn) lasting() *rawConn {
+	c.t.Helper()
+	testenv.Must(c.t, c.SetDeadline(time.Time{}))
+	return c
+}
+
 // connect opens a tunnel and returns the answer.
 func (c *rawConn) connect(authority string) *http.Response {
 	c.t.Helper()

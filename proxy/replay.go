@@ -106,7 +106,7 @@ func (k *replayBody) attempt() io.ReadCloser {
 	return k.current
 }
 
-// restart undoes the end of the present attempt if it has read no data. net/http closes
+// restart takes back the end of the present attempt if it has read no data. net/http closes
 // the body of a request for which it found no connection, and then sends it over another.
 func (k *replayBody) restart() {
 	if k == nil {

@@ -261,11 +261,11 @@ func contentOf(h http.Header) content {
 
 // echoed reports a credential that came back.
 func (x *exchange) echoed() {
-	if x.scrub == nil || x.scrub.where == "" || x.proxy.cfg.Echo == nil {
+	if x.scrub == nil || x.scrub.where == "" || x.proxy.cfg.Event == nil {
 		return
 	}
 	a, d := x.admission, x.admission.Request.Destination
-	x.proxy.cfg.Echo(&authz.Record{
+	x.proxy.cfg.Event(&authz.Record{
 		Time: x.proxy.cfg.Now(), Kind: authz.KindEcho, Plugin: string(a.Request.Principal), Door: authz.DoorProxy,
 		Decision: a.ID, Grant: a.Decision.Grant, Rule: a.Decision.Rule, Generation: a.Decision.Generation,
 		Credential: a.Decision.Credential, Method: a.Request.Action.Method, Scheme: string(d.Scheme()),

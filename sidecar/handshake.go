@@ -25,3 +25,12 @@ func (s *Sidecar) failedHandshake(r *authz.Record) {
 	s.cfg.Event(what+": "+r.Detail,
 		"have the program trust "+s.plugin.trust.pemFile()+", which SSL_CERT_FILE and other variables of its environment name (docs/plugin-environment.md#certificates)")
 }
+
+// proxyEvent records what the proxy reports beside its decisions.
+func (s *Sidecar) proxyEvent(r *authz.Record) {
+	if r.Kind == authz.KindHandshake {
+		s.failedHandshake(r)
+		return
+	}
+	s.journal.record(r)
+}

@@ -323,7 +323,7 @@ func (s *Sidecar) makeProxy(spec *configs.Sidecar) (err error) {
 		Plugin: s.name, Gate: s.gate, Engine: s.policy.engine, Token: s.cfg.Token, Budget: s.egress.budget,
 		Upstream: upstream.Config{Servers: spec.DNS.Servers, Hosts: spec.DNS.Hosts, Forbidden: s.listening.self.dial},
 		Refused:  s.cfg.Refused, Drain: time.Duration(spec.Drain), Log: s.cfg.Log.Named("proxy"),
-		Echo: func(r *authz.Record) { s.journal.record(r) }, Handshake: s.failedHandshake, Placeholders: s.plugin.placeholders.current, CredentialRefused: s.credentials.credentialRefused,
+		Event: s.proxyEvent, Placeholders: s.plugin.placeholders.current, CredentialRefused: s.credentials.credentialRefused,
 	}
 	if s.relays(spec) {
 		cfg.Relay = spec.Envoy.Plugin()

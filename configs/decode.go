@@ -20,8 +20,22 @@ const maxErrors = 1000
 // Fields are named by their json tags; one without omitempty or omitzero is
 // required. Types that read themselves (encoding.TextUnmarshaler) do.
 type decoder struct {
-	file string
-	errs Errors
+	file   string
+	errs   Errors
+	fields map[reflect.Type][]structField // of the types that were met: lists hold many of one
+}
+
+// fieldsOf returns the fields of a type, which are found once.
+func (d *decoder) fieldsOf(t reflect.Type) []structField {
+	known, ok := d.fields[t]
+	if !ok {
+		if d.fields == nil {
+			d.fields = map[reflect.Type][]structField{}
+		}
+		known = fieldsOf(t)
+		d.fields[t] = known
+	}
+	return known
 }
 
 func (d *decoder) report(line, column int, path, format string, args ...any) {
@@ -108,7 +122,7 @@ func (d *decoder) scalar(n *node, v reflect.Value, path string) {
 		if d.is(n, boolKind, v, path) {
 			v.SetBool(strings.EqualFold(n.text, "true"))
 		}
-	case reflect.Int, reflect.Uint16:
+	case reflect.Int, reflect.Int64, reflect.Uint16:
 		if d.is(n, numberKind, v, path) {
 			d.number(n, v, path)
 		}
@@ -168,7 +182,7 @@ func (d *decoder) unique(n *node, path string) func(func(field) bool) {
 }
 
 func (d *decoder) structure(n *node, v reflect.Value, path string) {
-	known := fieldsOf(v.Type())
+	known := d.fieldsOf(v.Type())
 	given := make(map[string]bool, len(n.fields))
 	for f := range d.unique(n, path) {
 		at := join(path, f.key)
@@ -176,7 +190,7 @@ func (d *decoder) structure(n *node, v reflect.Value, path string) {
 		i := slices.IndexFunc(known, func(k structField) bool { return k.name == f.key })
 		switch {
 		case i >= 0:
-			target := v.Field(known[i].index)
+			target := v.FieldByIndex(known[i].index)
 			d.value(f.value, target, at)
 			if known[i].required && target.Kind() == reflect.String && f.value.kind == textKind && f.value.text == "" {
 				d.report(f.value.line, f.value.column, at, "is empty; write %s", wanted(target.Type()))
@@ -189,7 +203,7 @@ func (d *decoder) structure(n *node, v reflect.Value, path string) {
 	}
 	for _, k := range known {
 		if k.required && !given[k.name] {
-			d.report(n.line, n.column, join(path, k.name), "is missing; write %s", wanted(v.Field(k.index).Type()))
+			d.report(n.line, n.column, join(path, k.name), "is missing; write %s", wanted(v.FieldByIndex(k.index).Type()))
 		}
 	}
 }
@@ -197,16 +211,22 @@ func (d *decoder) structure(n *node, v reflect.Value, path string) {
 // structField is one field of a Go struct as files name it.
 type structField struct {
 	name     string
-	index    int
+	index    []int
 	required bool
 }
 
 func fieldsOf(t reflect.Type) []structField {
 	var fields []structField
-	for i := range t.NumField() {
-		name, options, _ := strings.Cut(t.Field(i).Tag.Get("json"), ",")
-		if name != "" && name != "-" {
-			fields = append(fields, structField{name, i, options == ""})
+	for i := range t.NumField() { // reflect.VisibleFields takes most of the time of a small document
+		f := t.Field(i)
+		name, options, _ := strings.Cut(f.Tag.Get("json"), ",")
+		switch {
+		case name != "" && name != "-":
+			fields = append(fields, structField{name, f.Index, options == ""})
+		case name == "" && f.Anonymous && f.Type.Kind() == reflect.Struct:
+			for _, inner := range fieldsOf(f.Type) {
+				fields = append(fields, structField{inner.name, append([]int{i}, inner.index...), inner.required})
+			}
 		}
 	}
 	return fields
@@ -247,7 +267,7 @@ func wanted(t reflect.Type) string {
 		return "true or false"
 	case reflect.Uint16:
 		return "a whole number from 0 to 65535"
-	case reflect.Int:
+	case reflect.Int, reflect.Int64:
 		return "a whole number"
 	}
 	return "a text"

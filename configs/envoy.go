@@ -190,6 +190,8 @@ func (s *Sidecar) warnGrantEnvoy(g authz.Grant, warn reporter) {
 		for j, host := range r.To.Hosts {
 			path := at(at("spec.rules", i)+".to.hosts", j)
 			switch scheme := cmp.Or(r.To.Scheme, authz.SchemeHTTPS); {
+			case scheme.Database():
+				warn(path, "%q is not_enforceable_here behind spec.envoy: Envoy does not read statements; plugins reach it through the sidecar's own proxy", clip(host))
 			case scheme == authz.SchemeTCP && strings.HasPrefix(host, "*"):
 				warn(path, "%q cannot be reached through spec.envoy: tcp has no server name, so Envoy is configured with exact hosts only", clip(host))
 			case scheme == authz.SchemeHTTPS && strings.HasPrefix(host, "**."):

@@ -98,7 +98,7 @@ func decidable() []string {
 	var out []string
 	for _, r := range []authz.Reason{
 		authz.MalformedRequest, authz.GuardrailDenied, authz.NoGrant, authz.DestinationNotGranted, authz.MethodNotGranted,
-		authz.PathNotGranted, authz.StatementNotGranted, authz.GrantExpired, authz.NotEnforceableHere, authz.AddressNotAllowed,
+		authz.PathNotGranted, authz.StatementUnreadable, authz.StatementNotGranted, authz.GrantExpired, authz.NotEnforceableHere, authz.AddressNotAllowed,
 	} {
 		out = append(out, r.String())
 	}
@@ -173,8 +173,9 @@ func (e *Expectation) validate(path string, report reporter) {
 	case "allow", "deny":
 		requestForm(path+"."+field, value, report)
 	case "never":
-		if _, pattern, ok := strings.Cut(value, " "); !ok || !strings.Contains(pattern, "://") {
-			report(path+".never", `%q is not METHODS URL-PATTERN, as in "* https://169.254.169.254/**"`, clip(value))
+		first, pattern, ok := strings.Cut(value, " ")
+		if !strings.Contains(first, "://") && (!ok || !strings.Contains(pattern, "://")) {
+			report(path+".never", `%q is not METHODS URL-PATTERN, as in "* https://169.254.169.254/**", or a database and a statement`, clip(value))
 		}
 	}
 }
@@ -195,14 +196,18 @@ func (e *Expectation) validateReason(field, path string, report reporter) {
 // malformed is left to the test: a request may be expected to be malformed.
 func requestForm(path, text string, report reporter) {
 	words := strings.Split(text, " ")
+	if database, _, ok := strings.Cut(words[0], "://"); ok {
+		switch scheme := strings.ToLower(database); {
+		case authz.Scheme(scheme).Database(), scheme == "postgresql":
+			return // a statement is what is behind the URL
+		case slices.Contains(laterSchemes(), scheme):
+			report(path, notYet, scheme, "write a request of https, http, tls, tcp, postgres or redis")
+			return
+		}
+	}
 	url := words[len(words)-1]
 	scheme, _, ok := strings.Cut(url, "://")
-	if len(words) > 1 && slices.Contains(laterSchemes(), strings.ToLower(strings.SplitN(words[0], "://", 2)[0])) {
-		scheme, ok = strings.SplitN(words[0], "://", 2)[0], true
-	}
 	switch scheme = strings.ToLower(scheme); {
-	case slices.Contains(laterSchemes(), scheme):
-		report(path, notYet, scheme, "write a request of https, http, tls or tcp")
 	case !ok || len(words) > 2 || slices.Contains(words, ""):
 		report(path, "%q is not a request; write METHOD URL, as in GET https://api.weather.example/v1, or tcp://HOST:PORT", clip(text))
 	case (scheme == "https" || scheme == "http") && len(words) != 2:

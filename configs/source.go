@@ -403,6 +403,9 @@ func (l *loader) document(file string, root *node) *source {
 		s.grant = &document[authz.Grant]{}
 		d.value(root, reflect.ValueOf(s.grant).Elem(), "")
 		s.grant.Spec.Name, s.grant.Spec.Origin = s.grant.Metadata.Name, s.origin()
+		for i := range s.grant.Spec.Rules {
+			s.grant.Spec.Rules[i].Matcher = Matcher(&s.grant.Spec.Rules[i])
+		}
 	case KindGuardrail:
 		s.guardrail = &document[authz.Guardrail]{}
 		d.value(root, reflect.ValueOf(s.guardrail).Elem(), "")
@@ -440,13 +443,7 @@ func (l *loader) finish(s *source, errs *Errors) {
 		}
 		l.grantFiles(s, report)
 		for i := range s.grant.Spec.Rules {
-			asciiHosts(s.grant.Spec.Rules[i].To.Hosts, at("spec.rules", i)+".to.hosts", report)
-			tunnelDoubt(s.grant.Spec.Rules[i].To, at("spec.rules", i)+".to.ports", s.reporter(&l.warnings))
-			for j, path := range s.grant.Spec.Rules[i].Paths {
-				if doubt := authz.PathWarning(path); doubt != "" {
-					s.reporter(&l.warnings)(at(at("spec.rules", i)+".paths", j), "%s", doubt)
-				}
-			}
+			finishRule(&s.grant.Spec.Rules[i], at("spec.rules", i), report, s.reporter(&l.warnings))
 		}
 	case s.test != nil:
 		if name := s.test.Metadata.Name; name != "" && !authz.IsName(name) {
@@ -457,6 +454,19 @@ func (l *loader) finish(s *source, errs *Errors) {
 		l.uniqueGuardrail(s, report)
 		for i := range s.guardrail.Spec.Never {
 			asciiHosts(s.guardrail.Spec.Never[i].Hosts, at("spec.never", i)+".hosts", report)
+		}
+	}
+}
+
+// finishRule does to a rule of a grant, or a permission of a manifest, what does not depend
+// on others.
+func finishRule(r *authz.Rule, path string, report, warn reporter) {
+	asciiHosts(r.To.Hosts, path+".to.hosts", report)
+	contentCheck{*r, path, report, warn}.check()
+	tunnelDoubt(r.To, path+".to.ports", warn)
+	for j, text := range r.Paths {
+		if doubt := authz.PathWarning(text); doubt != "" {
+			warn(at(path+".paths", j), "%s", doubt)
 		}
 	}
 }

@@ -13,11 +13,11 @@ import (
 // notYetField reports whether a field of a mapping is one that a later version
 // will take.
 func notYetField(t reflect.Type, name string) bool {
-	return t == reflect.TypeFor[authz.Inject]() && name == "database" || t == reflect.TypeFor[Expectation]() && name == "body"
+	return t == reflect.TypeFor[Expectation]() && name == "body"
 }
 
 // laterSchemes are the schemes that a later version will take.
-func laterSchemes() []string { return []string{"postgres", "redis", "mysql"} }
+func laterSchemes() []string { return []string{"mysql"} }
 
 const notYet = "%q is not supported yet; %s"
 
@@ -25,7 +25,7 @@ const notYet = "%q is not supported yet; %s"
 func notYetGrant(g authz.Grant, report reporter) {
 	for i, r := range g.Rules {
 		if slices.Contains(laterSchemes(), string(r.To.Scheme)) {
-			report(at("spec.rules", i)+".to.scheme", notYet, r.To.Scheme, "use https, http, tls or tcp")
+			report(at("spec.rules", i)+".to.scheme", notYet, r.To.Scheme, "use https, http, tls, tcp, postgres or redis")
 		}
 	}
 }

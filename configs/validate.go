@@ -327,6 +327,11 @@ func (s *Sidecar) validateGrant(g authz.Grant, file string, report reporter) {
 			}
 		}
 	}
+	for i, r := range g.Rules {
+		if s.Kernel == KernelOff && r.To.Scheme.Database() {
+			report(at("spec.rules", i)+".to.scheme", "%s needs the kernel to prove who connects, which %s turns off; use another scheme, or set kernel there", r.To.Scheme, file)
+		}
+	}
 	for i, c := range g.Credentials {
 		if c.Placeholder == nil {
 			continue

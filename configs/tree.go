@@ -22,6 +22,7 @@ const (
 	maxDepth     = 16
 	maxFields    = 1000 // of one mapping
 	maxKey       = 256  // bytes of one field's name
+	maxBlank     = 100  // empty lines in a row: the lexer takes their square in time
 )
 
 // kind is what a node holds.
@@ -154,13 +155,19 @@ func parseYAML(file string, data []byte) (documents []*node, errs Errors) {
 func checkText(file string, data []byte) (string, Errors) {
 	text := strings.TrimPrefix(string(data), "\ufeff")
 	line, column := 1, 0
+	blank, empty := 0, true // empty lines in a row, and whether this one is
 	for i, r := range text {
 		column++
 		_, size := utf8.DecodeRuneInString(text[i:])
 		what := ""
 		switch {
+		case r == '\n' && empty && blank == maxBlank:
+			return "", Errors{{File: file, Line: line, Column: 1, Message: fmt.Sprintf("holds more than %d empty lines in a row; remove them", maxBlank)}}
 		case r == '\n':
-			line, column = line+1, 0
+			if blank++; !empty {
+				blank = 0
+			}
+			line, column, empty = line+1, 0, true
 		case r == utf8.RuneError && size == 1:
 			what = "a byte that is not UTF-8"
 		case r < ' ' && r != '\t' && r != '\r', r >= 0x7f && r < 0xa0 && r != 0x85:
@@ -168,6 +175,7 @@ func checkText(file string, data []byte) (string, Errors) {
 		case r == '\u2028' || r == '\u2029' || r == 0x85 || r == '\ufeff':
 			what = "a line separator or byte order mark that readers of YAML disagree on"
 		}
+		empty = empty && strings.ContainsRune("\n\r\t ", r)
 		if what != "" {
 			return "", Errors{{File: file, Line: line, Column: column, Message: "holds " + what + "; save the file as plain UTF-8 text"}}
 		}

@@ -40,10 +40,8 @@ func (p *PluginPolicy) Metadata(document authz.Origin) (Metadata, bool) {
 	for _, d := range p.documents {
 		switch {
 		case d.origin() != document:
-		case d.grant != nil:
-			return d.grant.Metadata, true
-		case d.guardrail != nil:
-			return d.guardrail.Metadata, true
+		case d.grant != nil, d.guardrail != nil:
+			return d.object.metadata(), true
 		}
 	}
 	return Metadata{}, false
@@ -116,6 +114,7 @@ func CheckWith(o CheckOptions, paths ...string) (Checked, error) {
 		}
 	}
 	alone := l.checkGrants(l.order)
+	l.checkRoles(l.order)
 	served := l.checkSidecars(l.order)
 	if err := l.failure(); err != nil {
 		return Checked{}, err
@@ -175,10 +174,10 @@ func (l *loader) checkGrants(documents []*source) (out []PluginPolicy) {
 	for _, d := range documents {
 		switch d.kind {
 		case KindGrant:
-			plugins[d.grant.Spec.Plugin] = append(plugins[d.grant.Spec.Plugin], d.grant.Spec)
+			plugins[d.grant.Spec.Plugin] = append(plugins[d.grant.Spec.Plugin], d.grant.Spec.Grant)
 		case KindGuardrail:
-			guardrails = append(guardrails, d.guardrail.Spec)
-		case KindSidecar, KindTest:
+			guardrails = append(guardrails, d.guardrail.Spec.Guardrail)
+		case KindSidecar, KindTest, KindManifest, KindExemption, KindRubric, KindTrust, KindChecklist:
 		}
 	}
 	if len(plugins) == 0 {
@@ -204,16 +203,18 @@ func files(documents []*source, plugin string) (out []string) {
 
 // summary names the document.
 func (s *source) summary() Document {
-	d := Document{File: s.file, Line: s.root.line, Kind: s.kind}
-	switch s.kind {
-	case KindSidecar:
-		d.Name, d.Plugin = s.sidecar.Metadata.Name, s.sidecar.Spec.Plugin
-	case KindGrant:
-		d.Name, d.Plugin = s.grant.Metadata.Name, s.grant.Spec.Plugin
-	case KindGuardrail:
-		d.Name = s.guardrail.Metadata.Name
-	case KindTest:
-		d.Name, d.Plugin = s.test.Metadata.Name, s.test.Spec.Plugin
+	d := Document{File: s.file, Line: s.root.line, Kind: s.kind, Name: s.object.metadata().Name}
+	switch {
+	case s.sidecar != nil:
+		d.Plugin = s.sidecar.Spec.Plugin
+	case s.grant != nil:
+		d.Plugin = s.grant.Spec.Plugin
+	case s.test != nil:
+		d.Plugin = s.test.Spec.Plugin
+	case s.manifest != nil:
+		d.Plugin = d.Name
+	case s.exemption != nil:
+		d.Plugin = s.exemption.Spec.Scope.Plugin
 	}
 	return d
 }

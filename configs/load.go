@@ -2,7 +2,6 @@ package configs
 
 import (
 	"crypto/tls"
-	"fmt"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -24,6 +23,8 @@ type Config struct {
 	Guardrails []authz.Guardrail
 	// Policy is compiled from them.
 	Policy *authz.Policy
+	// Containment are the rules of the guardrails that apply to the plugin.
+	Containment []Containment
 	// Files are all files that were read, for the record of a reload.
 	Files []File
 	// Warnings are what is allowed and hardly meant, and what ends soon.
@@ -158,11 +159,14 @@ func (l *loader) collect(c *Config, s *source, documents []*source) {
 		case d.kind == KindSidecar && d.file != s.file:
 			d.reporter(&l.errs)("kind", "is a Sidecar; %s names this file for its grants and guardrails, keep Sidecars apart", s.file)
 		case d.kind == KindGuardrail:
-			c.Guardrails = append(c.Guardrails, d.guardrail.Spec)
+			c.Guardrails = append(c.Guardrails, d.guardrail.Spec.Guardrail)
+			if d.guardrail.Spec.AppliesTo(c.Sidecar.Plugin) {
+				c.Containment = append(c.Containment, d.guardrail.Spec.Containment...)
+			}
 		case d.kind == KindGrant && d.grant.Spec.Plugin == c.Sidecar.Plugin:
-			c.Grants = append(c.Grants, d.grant.Spec)
-			c.Sidecar.validateGrant(d.grant.Spec, s.file, d.reporter(&l.errs))
-			c.Sidecar.warnGrantEnvoy(d.grant.Spec, d.reporter(&l.warnings))
+			c.Grants = append(c.Grants, d.grant.Spec.Grant)
+			c.Sidecar.validateGrant(d.grant.Spec.Grant, s.file, d.reporter(&l.errs))
+			c.Sidecar.warnGrantEnvoy(d.grant.Spec.Grant, d.reporter(&l.warnings))
 		case d.kind == KindGrant && d.grant.Spec.Plugin != "":
 			d.reporter(&l.warnings)("spec.plugin", "is %s, which this sidecar does not serve (it serves %s); the grant is not used", d.grant.Spec.Plugin, c.Sidecar.Plugin)
 		}
@@ -263,7 +267,7 @@ func (l *loader) compile(in authz.Input, documents []*source) *authz.Policy {
 			if _, rest, ok := strings.Cut(p.Message, mark); ok {
 				name, _, _ := strings.Cut(rest, ")")
 				n := d.root.find(name)
-				places = append(places, mark+name+")", fmt.Sprintf("(%s:%d:%d)", d.file, n.line, n.column))
+				places = append(places, mark+name+")", "("+placeOf(d.file, n)+")")
 			}
 		}
 	}

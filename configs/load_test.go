@@ -122,10 +122,10 @@ func TestExample(t *testing.T) {
 	for _, w := range c.Warnings {
 		t.Log(w)
 	}
-	if len(c.Grants) != 2 || len(c.Guardrails) != 1 || c.Policy == nil {
+	if len(c.Grants) != 3 || len(c.Guardrails) != 1 || c.Policy == nil {
 		t.Fatalf("got %d grants, %d guardrails, policy %v", len(c.Grants), len(c.Guardrails), c.Policy)
 	}
-	// It shows every way to inject once.
+	// It shows every way to inject.
 	shown := map[string]int{}
 	for _, g := range c.Grants {
 		for _, spec := range g.Credentials {
@@ -137,7 +137,7 @@ func TestExample(t *testing.T) {
 			}
 		}
 	}
-	want := map[string]int{"Header": 1, "Query": 1, "Cookie": 1, "Basic": 1, "MTLS": 1, "SigV4": 1, "OAuth2": 1, "JWT": 1}
+	want := map[string]int{"Header": 1, "Query": 1, "Cookie": 1, "Basic": 1, "MTLS": 1, "SigV4": 1, "OAuth2": 1, "JWT": 1, "Database": 2}
 	if diff := cmp.Diff(want, shown); diff != "" {
 		t.Errorf("want (-), got (+):\n%s", diff)
 	}

@@ -57,16 +57,16 @@ func generate(t *testing.T, kind Kind) []byte {
 	var schema *jsonschema.Schema
 	switch kind {
 	case KindSidecar:
-		schema = r.Reflect(document[Sidecar]{})
+		schema = r.Reflect(Object[Sidecar]{})
 	case KindGrant:
-		schema = r.Reflect(document[authz.Grant]{})
+		schema = r.Reflect(Object[GrantSpec]{})
 	case KindGuardrail:
-		schema = r.Reflect(document[authz.Guardrail]{})
+		schema = r.Reflect(Object[GuardrailSpec]{})
 		// A ceiling narrows, so it may name schemes of later versions.
 		ceiling, _ := schema.Definitions["Ceilings"].Properties.Get("schemes")
 		ceiling.Items.Enum = append(ceiling.Items.Enum, "postgres", "redis", "mysql")
 	case KindTest:
-		schema = r.Reflect(document[PluginTest]{})
+		schema = r.Reflect(Object[PluginTest]{})
 	}
 	schema.ID = jsonschema.ID("https://chaperone.dev/schema/v1alpha1/" + string(kind) + ".json")
 	schema.Title = string(kind)

@@ -21,13 +21,22 @@ const (
 	KindGrant     Kind = "PluginGrant"
 	KindGuardrail Kind = "PluginGuardrail"
 	KindTest      Kind = "PluginTest"
+	KindManifest  Kind = "PluginManifest"
+	KindExemption Kind = "GrantExemption"
+	KindRubric    Kind = "RiskRubric"
+	KindTrust     Kind = "TrustRoot"
+	KindChecklist Kind = "ComplianceChecklist"
 )
 
 // Kinds returns the kinds of documents that files hold.
-func Kinds() []Kind { return []Kind{KindSidecar, KindGrant, KindGuardrail, KindTest} }
+func Kinds() []Kind {
+	return []Kind{
+		KindSidecar, KindGrant, KindGuardrail, KindTest, KindManifest, KindExemption, KindRubric, KindTrust, KindChecklist,
+	}
+}
 
-// document is the envelope of every kind, in the shape of a Kubernetes object.
-type document[S any] struct {
+// Object is one document of a kind whose spec is S, in the shape of a Kubernetes object.
+type Object[S any] struct {
 	// APIVersion is chaperone.dev/v1alpha1.
 	APIVersion string `json:"apiVersion"`
 	// Kind is the kind of the document.

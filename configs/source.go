@@ -44,6 +44,7 @@ type loader struct {
 	stdinRead []byte    // the part that was read
 
 	contents map[string][]byte // see CheckOptions
+	alone    bool              // one document is read, and no file that it names
 }
 
 func newLoader(now time.Time) *loader {
@@ -65,16 +66,29 @@ type source struct {
 	kind Kind
 	bad  []string // the fields that are wrong
 
-	// One of these is set, by kind.
-	sidecar   *document[Sidecar]
-	grant     *document[authz.Grant]
-	guardrail *document[authz.Guardrail]
-	test      *document[PluginTest]
+	object    object // the one of these that is set, by kind
+	sidecar   *Object[Sidecar]
+	grant     *Object[GrantSpec]
+	guardrail *Object[GuardrailSpec]
+	test      *Object[PluginTest]
+	manifest  *Object[PluginManifest]
+	exemption *Object[GrantExemption]
+	rubric    *Object[RiskRubric]
+	trust     *Object[TrustRoot]
+	checklist *Object[ComplianceChecklist]
 }
 
 // origin names the document for authz.
 func (s *source) origin() authz.Origin {
-	return authz.Origin(fmt.Sprintf("%s:%d:%d", s.file, s.root.line, s.root.column))
+	return authz.Origin(placeOf(s.file, s.root))
+}
+
+// placeOf returns file:line:column of a node, or the file alone for a signed one.
+func placeOf(file string, n *node) string {
+	if n.line == 0 {
+		return file
+	}
+	return fmt.Sprintf("%s:%d:%d", file, n.line, n.column)
 }
 
 // reporter returns a reporter of problems of the document, which adds to list
@@ -382,7 +396,7 @@ func (l *loader) document(file string, root *node) *source {
 	d := &decoder{file: file}
 	defer func() { l.errs = append(l.errs, d.errs...) }()
 	if root.kind != mappingKind {
-		d.is(root, mappingKind, reflect.ValueOf(document[Sidecar]{}), "")
+		d.is(root, mappingKind, reflect.ValueOf(Object[Sidecar]{}), "")
 		return nil
 	}
 	s := &source{file: file, root: root}
@@ -391,32 +405,16 @@ func (l *loader) document(file string, root *node) *source {
 	}
 	kind := root.child("kind")
 	if kind == nil {
-		d.report(root.line, root.column, "kind", "is missing; write Sidecar, PluginGrant, PluginGuardrail or PluginTest")
+		d.report(root.line, root.column, "kind", "is missing; write %s", kindsInWords())
 		return nil
 	}
 	s.kind = Kind(kind.text)
-	switch s.kind {
-	case KindSidecar:
-		s.sidecar = &document[Sidecar]{}
-		d.value(root, reflect.ValueOf(s.sidecar).Elem(), "")
-	case KindGrant:
-		s.grant = &document[authz.Grant]{}
-		d.value(root, reflect.ValueOf(s.grant).Elem(), "")
-		s.grant.Spec.Name, s.grant.Spec.Origin = s.grant.Metadata.Name, s.origin()
-		for i := range s.grant.Spec.Rules {
-			s.grant.Spec.Rules[i].Matcher = Matcher(&s.grant.Spec.Rules[i])
-		}
-	case KindGuardrail:
-		s.guardrail = &document[authz.Guardrail]{}
-		d.value(root, reflect.ValueOf(s.guardrail).Elem(), "")
-		s.guardrail.Spec.Name, s.guardrail.Spec.Origin = s.guardrail.Metadata.Name, s.origin()
-	case KindTest:
-		s.test = &document[PluginTest]{}
-		d.value(root, reflect.ValueOf(s.test).Elem(), "")
-	default:
-		d.report(kind.line, kind.column, "kind", "%q is not known; write Sidecar, PluginGrant, PluginGuardrail or PluginTest", clip(kind.text))
+	if s.object = s.allocate(); s.object == nil {
+		d.report(kind.line, kind.column, "kind", "%q is not known; write %s", clip(kind.text), kindsInWords())
 		return nil
 	}
+	d.value(root, reflect.ValueOf(s.object).Elem(), "")
+	s.name()
 	shellPaths(root, "", d)
 	decoded := len(d.errs)
 	for _, e := range d.errs {
@@ -429,19 +427,89 @@ func (l *loader) document(file string, root *node) *source {
 	return s
 }
 
+// object is an [Object] of any kind.
+type object interface{ metadata() Metadata }
+
+func (o *Object[S]) metadata() Metadata { return o.Metadata }
+
+// allocate makes the object to decode a document of the kind into, with the defaults
+// that are filled in before, and returns nil for a kind that is not known.
+func (s *source) allocate() object {
+	switch s.kind {
+	case KindSidecar:
+		s.sidecar = &Object[Sidecar]{}
+		return s.sidecar
+	case KindGrant:
+		s.grant = &Object[GrantSpec]{}
+		return s.grant
+	case KindGuardrail:
+		s.guardrail = &Object[GuardrailSpec]{}
+		return s.guardrail
+	case KindTest:
+		s.test = &Object[PluginTest]{}
+		return s.test
+	case KindManifest:
+		s.manifest = &Object[PluginManifest]{}
+		return s.manifest
+	case KindExemption:
+		s.exemption = &Object[GrantExemption]{}
+		return s.exemption
+	case KindRubric:
+		s.rubric = &Object[RiskRubric]{Spec: DefaultRubric()}
+		return s.rubric
+	case KindTrust:
+		s.trust = &Object[TrustRoot]{}
+		return s.trust
+	case KindChecklist:
+		s.checklist = &Object[ComplianceChecklist]{}
+		return s.checklist
+	}
+	return nil
+}
+
+// name gives the specs for authz their name and origin, and their rules what is made
+// from them.
+func (s *source) name() {
+	switch {
+	case s.grant != nil:
+		s.grant.Spec.Name, s.grant.Spec.Origin = s.grant.Metadata.Name, s.origin()
+		for i := range s.grant.Spec.Rules {
+			s.grant.Spec.Rules[i].Matcher = Matcher(&s.grant.Spec.Rules[i])
+		}
+	case s.guardrail != nil:
+		s.guardrail.Spec.Name, s.guardrail.Spec.Origin = s.guardrail.Metadata.Name, s.origin()
+	case s.manifest != nil:
+		for i := range s.manifest.Spec.Permissions {
+			s.manifest.Spec.Permissions[i].Matcher = Matcher(&s.manifest.Spec.Permissions[i].Rule)
+		}
+	}
+}
+
+// kindsInWords lists the kinds for a message.
+func kindsInWords() string {
+	names := make([]string, 0, len(Kinds()))
+	for _, k := range Kinds() {
+		names = append(names, string(k))
+	}
+	return strings.Join(names[:len(names)-1], ", ") + " or " + names[len(names)-1]
+}
+
 // finish does to a decoded document what does not depend on others.
 func (l *loader) finish(s *source, errs *Errors) {
 	report := s.reporter(errs)
 	switch {
 	case s.grant != nil:
-		notYetGrant(s.grant.Spec, report)
+		notYetGrant(s.grant.Spec.Grant, report)
 		l.expiry(s)
 		for i, socket := range s.grant.Spec.Sockets {
 			if doubt := socketDoubt(socket); doubt != "" {
 				s.reporter(&l.warnings)(at("spec.sockets", i), "%s", doubt)
 			}
 		}
-		l.grantFiles(s, report)
+		if !l.alone {
+			signedOnly(s.grant.Spec, false, report)
+			l.grantFiles(s, report)
+		}
 		for i := range s.grant.Spec.Rules {
 			finishRule(&s.grant.Spec.Rules[i], at("spec.rules", i), report, s.reporter(&l.warnings))
 		}
@@ -455,6 +523,41 @@ func (l *loader) finish(s *source, errs *Errors) {
 		for i := range s.guardrail.Spec.Never {
 			asciiHosts(s.guardrail.Spec.Never[i].Hosts, at("spec.never", i)+".hosts", report)
 		}
+		for name, places := range s.guardrail.Spec.Regions {
+			asciiPlaces(places, "spec.regions."+name, report)
+		}
+		s.guardrail.Spec.validate(report, s.reporter(&l.warnings))
+	default:
+		l.finishGovernance(s, report)
+	}
+}
+
+// finishGovernance is finish for the kinds that only governance uses.
+func (l *loader) finishGovernance(s *source, report reporter) {
+	name := s.object.metadata().Name
+	if s.exemption != nil {
+		if name != "" {
+			word(report, "metadata.name", name)
+		}
+	} else if name != "" && !authz.IsName(name) && s.sidecar == nil {
+		report("metadata.name", notAName, clip(name))
+	}
+	switch {
+	case s.manifest != nil:
+		for i := range s.manifest.Spec.Permissions {
+			finishRule(&s.manifest.Spec.Permissions[i].Rule, at("spec.permissions", i), report, s.reporter(&l.warnings))
+		}
+		if !l.alone { // chaperone plugin check reports the same as findings
+			s.manifest.Spec.validate(s, report)
+		}
+	case s.exemption != nil:
+		s.exemption.Spec.validate(report)
+	case s.rubric != nil:
+		s.rubric.Spec.validate(report)
+	case s.trust != nil:
+		s.trust.Spec.validate(name, report)
+	case s.checklist != nil:
+		s.checklist.Spec.validate(report)
 	}
 }
 
@@ -512,6 +615,17 @@ func asciiHosts(hosts []string, path string, report reporter) {
 			continue
 		}
 		hosts[i] = ascii
+	}
+}
+
+// asciiPlaces is asciiHosts for the hosts among the places of a region.
+func asciiPlaces(places []authz.Place, path string, report reporter) {
+	for i, place := range places {
+		host := []string{string(place)}
+		if !strings.Contains(host[0], "/") {
+			asciiHosts(host, path, func(_, format string, args ...any) { report(at(path, i), format, args...) })
+		}
+		places[i] = authz.Place(host[0])
 	}
 }
 

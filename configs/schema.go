@@ -1,7 +1,10 @@
 package configs
 
 import (
-	"embed"
+	"bytes"
+	"compress/gzip"
+	_ "embed" // for the schemas
+	"encoding/json"
 	"fmt"
 	"slices"
 	"strings"
@@ -9,8 +12,11 @@ import (
 
 //go:generate go test -run ^TestSchemas$ -update .
 
-//go:embed schema/*.json
-var schemas embed.FS
+// schemas is a JSON object of the schemas in schema/, by kind, compressed: every sidecar
+// carries it.
+//
+//go:embed schema/all.json.gz
+var schemas []byte
 
 // Schema returns the JSON Schema (2020-12) of a kind of document, generated
 // from the Go types. It has the conditions on one document alone;
@@ -23,5 +29,13 @@ func Schema(kind string) ([]byte, error) {
 		}
 		return nil, fmt.Errorf("%q is not a kind; the kinds are %s", clip(kind), strings.Join(names, ", "))
 	}
-	return schemas.ReadFile("schema/" + kind + ".json")
+	compressed, err := gzip.NewReader(bytes.NewReader(schemas))
+	if err != nil {
+		return nil, fmt.Errorf("read schema: %w", err)
+	}
+	var all map[string]string
+	if err := json.NewDecoder(compressed).Decode(&all); err != nil {
+		return nil, fmt.Errorf("read schema: %w", err)
+	}
+	return []byte(all[kind]), nil
 }

@@ -101,7 +101,7 @@ func Check(now time.Time, paths ...string) (Checked, error) {
 // wrong.
 func CheckWith(o CheckOptions, paths ...string) (Checked, error) {
 	l := newLoader(o.Now)
-	l.stdin, l.contents = o.Stdin, o.Contents
+	l.stdin, l.contents, l.checking = o.Stdin, o.Contents, true
 	for _, path := range paths {
 		files, err := l.folders(path, o.Recursive)
 		if err != nil {
@@ -116,10 +116,11 @@ func CheckWith(o CheckOptions, paths ...string) (Checked, error) {
 	alone := l.checkGrants(l.order)
 	l.checkRoles(l.order)
 	served := l.checkSidecars(l.order)
+	l.warnUnverified(served)
 	if err := l.failure(); err != nil {
 		return Checked{}, err
 	}
-	out := Checked{Files: l.files, Warnings: l.warnings.sorted(l.names()), Expired: l.expired.sorted(l.names())}
+	out := Checked{Files: l.files, Warnings: l.warned(), Expired: l.expired.sorted(l.names())}
 	out.Policies = append(served, apart(alone, served)...)
 	for _, d := range l.order {
 		if one := d.summary(); !slices.Contains(out.Documents, one) {
@@ -127,6 +128,15 @@ func CheckWith(o CheckOptions, paths ...string) (Checked, error) {
 		}
 	}
 	return out, nil
+}
+
+// warnUnverified warns of signed files that no Sidecar with spec.trust names.
+func (l *loader) warnUnverified(served []PluginPolicy) {
+	for _, file := range l.unverified {
+		if !slices.ContainsFunc(served, func(p PluginPolicy) bool { return p.Sidecar.Trust != nil && slices.Contains(p.Files, file) }) {
+			l.warnings = append(l.warnings, Error{File: file, Message: "is signed, and its signatures are not verified here; check the Sidecar whose spec.trust names the trust root"})
+		}
+	}
 }
 
 // apart returns the policies of plugins that no Sidecar serves. Grants beside the
@@ -141,7 +151,7 @@ func apart(alone, served []PluginPolicy) []PluginPolicy {
 func (l *loader) checkSidecars(documents []*source) (out []PluginPolicy) {
 	done := map[string]bool{}
 	for _, d := range documents {
-		if d.kind != KindSidecar || done[d.file] {
+		if d.kind != KindSidecar || d.signed != nil || done[d.file] {
 			continue
 		}
 		done[d.file] = true
@@ -168,7 +178,8 @@ func (l *loader) checkSidecars(documents []*source) (out []PluginPolicy) {
 }
 
 // checkGrants compiles the grants of each plugin under all guardrails.
-func (l *loader) checkGrants(documents []*source) (out []PluginPolicy) {
+func (l *loader) checkGrants(all []*source) (out []PluginPolicy) {
+	documents := slices.DeleteFunc(slices.Clone(all), func(d *source) bool { return d.isTextOf(all) })
 	plugins := map[string][]authz.Grant{}
 	var guardrails []authz.Guardrail
 	for _, d := range documents {

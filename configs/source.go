@@ -45,6 +45,11 @@ type loader struct {
 
 	contents map[string][]byte // see CheckOptions
 	alone    bool              // one document is read, and no file that it names
+
+	trust      *trusted   // of a Sidecar with spec.trust
+	checking   bool       // signed files that no Sidecar names are decoded without being verified
+	unverified []string   // these files
+	signing    *signature // of the payload that is being decoded
 }
 
 func newLoader(now time.Time) *loader {
@@ -65,6 +70,8 @@ type source struct {
 	root *node
 	kind Kind
 	bad  []string // the fields that are wrong
+
+	signed *signature // nil: the document is not from a signed file
 
 	object    object // the one of these that is set, by kind
 	sidecar   *Object[Sidecar]
@@ -243,7 +250,11 @@ func (l *loader) file(path string) ([]*source, error) {
 	if err != nil {
 		return nil, err
 	}
-	documents := l.decode(path, data)
+	decode := l.decode
+	if IsSigned(path) {
+		decode = l.signed
+	}
+	documents := decode(path, data)
 	l.read[identity] = documents
 	return documents, nil
 }
@@ -399,7 +410,7 @@ func (l *loader) document(file string, root *node) *source {
 		d.is(root, mappingKind, reflect.ValueOf(Object[Sidecar]{}), "")
 		return nil
 	}
-	s := &source{file: file, root: root}
+	s := &source{file: file, root: root, signed: l.signing}
 	if v := root.child("apiVersion"); v != nil && v.kind == textKind && v.text != APIVersion {
 		d.report(v.line, v.column, "apiVersion", "%q is not known; write %s", clip(v.text), APIVersion)
 	}
@@ -507,7 +518,7 @@ func (l *loader) finish(s *source, errs *Errors) {
 			}
 		}
 		if !l.alone {
-			signedOnly(s.grant.Spec, false, report)
+			signedOnly(s.grant.Spec, s.signed != nil, report)
 			l.grantFiles(s, report)
 		}
 		for i := range s.grant.Spec.Rules {
@@ -597,6 +608,9 @@ func (l *loader) uniqueGuardrail(s *source, report reporter) {
 	}
 	for _, documents := range l.read {
 		for _, other := range documents {
+			if (other.signed == nil) != (s.signed == nil) {
+				continue // the text of the signed one; see withoutUnsigned
+			}
 			if other.guardrail != nil && other.guardrail.Metadata.Name == name && name != "" {
 				report("metadata.name", "%q is the name of the guardrail at %s too; guardrails have names of their own", name, other.origin())
 			}

@@ -370,6 +370,7 @@ func (s *Sidecar) complete(dir string) {
 	for i := range s.Guardrails {
 		within(dir, &s.Guardrails[i])
 	}
+	s.Trust.complete(func(path *string) { within(dir, path) })
 	setDefault(&s.Kernel, KernelRequired)
 	setDefault(&s.Mode, authz.ModeEnforce)
 	setDefault(&s.Process.User, UserDynamic)

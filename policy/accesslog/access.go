@@ -61,7 +61,7 @@ func (r *Reader) request(a *Access, e *audit.Entry) string {
 		return KernelDecision
 	case e.Attempt, e.Method == "CONNECT", port == 0, e.Host == "", scheme.HTTP() != (path != ""):
 		return NoRequest
-	case a.Count > 1:
+	case a.Count > 1 && !a.Allowed:
 		return FoldedRefusal // its path is that of the first
 	case strings.HasSuffix(path, truncated):
 		return TruncatedField
@@ -90,8 +90,11 @@ func (r *Reader) request(a *Access, e *audit.Entry) string {
 		}
 		a.Request.Unenforceable |= c
 	}
-	if a.Request.Facts, err = facts(e); err != nil {
+	if a.Request.Facts, a.MaskedFacts, err = facts(e); err != nil {
 		return NewerFormat
+	}
+	if a.MaskedFacts != nil {
+		a.Masked, a.MaskKey = e.Masked != "", r.keys[e.Masked]
 	}
 	switch {
 	case slices.ContainsFunc(e.Facts, func(text string) bool { return strings.HasSuffix(text, truncated) }):
@@ -100,25 +103,32 @@ func (r *Reader) request(a *Access, e *audit.Entry) string {
 		return OlderFormat
 	case e.Format > audit.FormatReplayable:
 		return NewerFormat
-	case a.Masked && a.MaskKey == nil:
+	case a.Masked && a.MaskKey == nil && a.MaskedFacts == nil:
 		return MaskedPath
 	}
 	return ""
 }
 
-// facts returns what the record has of the request's content.
-func facts(e *audit.Entry) (authz.Facts, error) {
+// facts returns what the record has of the request's content: its facts, or those of which
+// one has a masked name or which are those of several statements, more than one can have.
+func facts(e *audit.Entry) (whole authz.Facts, masked []authz.Fact, err error) {
 	if e.Protocol == "" && len(e.Facts) == 0 {
-		return authz.Facts{}, nil
+		return authz.Facts{}, nil, nil
 	}
 	all := make([]authz.Fact, len(e.Facts))
 	for i, text := range e.Facts {
-		var err error
-		if all[i], err = authz.ParseFact(text); err != nil {
-			return authz.Facts{}, err
+		kind, name, _ := strings.Cut(text, ":")
+		if _, mask, _ := audit.CutMask(name); mask != "" && e.Masked != "" {
+			masked, all[i] = all, authz.Fact{Kind: authz.FactKind(kind), Name: name} // it may be longer than a fact's
+		} else if all[i], err = authz.ParseFact(text); err != nil {
+			return authz.Facts{}, nil, err
 		}
 	}
-	return authz.NewFacts(authz.Protocol(e.Protocol), all...)
+	if masked != nil || len(all) > authz.MaxFacts {
+		return authz.Facts{}, all, nil
+	}
+	whole, err = authz.NewFacts(authz.Protocol(e.Protocol), all...)
+	return whole, nil, err
 }
 
 // origin is what the destinations of several accesses have in common.
@@ -225,7 +235,7 @@ func states() map[string]string {
 // end sets the outcome from the record of the access's end. Its reason refuses the access
 // after the decision, or states why it was cut.
 func (r *Reader) end(a *Access, e *audit.Entry) {
-	a.Outcome = Outcome{Ended: true, Resolved: e.Resolved, SentBytes: e.SentBytes, Bytes: e.Bytes}
+	a.Outcome = Outcome{Ended: true, Resolved: e.Resolved, Region: e.Region, SentBytes: e.SentBytes, Bytes: e.Bytes}
 	dialled := r.setAddress(a, e.Address)
 	if e.Allowed == nil || *e.Allowed {
 		return

@@ -71,7 +71,7 @@ func (p Place) String() string { return fmt.Sprintf("%s:%d", p.File, p.Line) }
 const (
 	OlderFormat     = "older_format"            // the record lacks fields that the decision depends on
 	NewerFormat     = "newer_format"            // the record has what this version cannot read
-	MaskedPath      = "masked_path_without_key" // the path is masked, and there is no key
+	MaskedPath      = "masked_path_without_key" // the path, or a key of Redis, is masked, and there is no key
 	TruncatedField  = "truncated_field"         // a field was too long for the record
 	FoldedRefusal   = "folded_refusal"          // the record counts several refusals
 	NoRequest       = "no_request"              // the access was refused before it was a request: a name, a tunnel, malformed input
@@ -109,17 +109,21 @@ type Access struct {
 	Target
 	Outcome
 
-	// Masked reports that segments of the path are masks.
+	// Masked reports that segments of the path, or pieces of names in MaskedFacts, are masks.
 	Masked bool
 	// MaskKey is the key of the masks; nil if Masked is not set or the key is not there.
 	// Each segment of the request's path is then a mask, also those that the record has
 	// readable.
 	MaskKey *audit.MaskKey
+	// MaskedFacts are those of the request's content if the name of one is masked, or if they
+	// are those of several statements and more than one can have: the request's are then
+	// empty. [policy.Names] returns requests that are decided alike.
+	MaskedFacts []authz.Fact
 	// NotReplayable is why the decision cannot be taken again from the record, one of the
 	// constants of this package; "" if it can.
 	NotReplayable string
 
-	Count int       // accesses; more than 1 for counted refusals
+	Count int       // accesses; more than 1 for counted refusals, and for statements that were admitted together
 	First time.Time // of counted refusals, the time of the first; otherwise Time
 
 	Place
@@ -152,6 +156,7 @@ type Outcome struct {
 	RefusedAddress bool
 	Resolved       []netip.Addr // the addresses that the host resolved to, if they are recorded
 	Address        netip.Addr   // the address that was dialled, or that is not allowed; invalid if none is known
+	Region         string       // of the destination, "" if no guardrail defined one
 	SentBytes      int64        // body bytes towards the upstream
 	Bytes          int64        // body bytes towards the plugin
 }

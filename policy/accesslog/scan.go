@@ -96,6 +96,8 @@ const (
 	fieldDecidedBy
 	fieldAddress
 	fieldResolved
+	fieldRegion
+	fieldTLS
 	fieldCredential
 	fieldLease
 	fieldSentBytes
@@ -120,7 +122,8 @@ func names() [fieldCount]string {
 		fieldMethod: `"method":`, fieldScheme: `"scheme":`, fieldHost: `"host":`, fieldPort: `"port":`, fieldPath: `"path":`, fieldQuery: `"query":`,
 		fieldMasked: `"masked":`, fieldFormat: `"format":`, fieldAttempt: `"attempt":`, fieldAskedScheme: `"asked_scheme":`,
 		fieldAskedPort: `"asked_port":`, fieldUpgrade: `"upgrade":`, fieldUnenforceable: `"unenforceable":`, fieldDecidedBy: `"decided_by":`,
-		fieldAddress: `"address":`, fieldResolved: `"resolved":`, fieldCredential: `"credential":`, fieldLease: `"lease":`,
+		fieldAddress: `"address":`, fieldResolved: `"resolved":`, fieldRegion: `"region":`, fieldTLS: `"tls":`,
+		fieldCredential: `"credential":`, fieldLease: `"lease":`,
 		fieldSentBytes: `"sent_bytes":`, fieldBytes: `"bytes":`, fieldLatency: `"latency_us":`, fieldPID: `"pid":`, fieldExe: `"exe":`,
 		fieldUID: `"uid":`, fieldActor: `"actor":`, fieldTraceID: `"trace_id":`, fieldSpanID: `"span_id":`, fieldDetail: `"detail":`,
 	}
@@ -253,7 +256,7 @@ func (s *scanner) untilVarying(f *form, next field, rest []byte) (_ field, _ []b
 // varies reports whether a field often has another value than in the line before.
 func varies(f field) bool {
 	switch f {
-	case fieldDecision, fieldGrant, fieldRule, fieldMethod, fieldHost, fieldPath, fieldQuery, fieldAddress, fieldResolved, fieldCredential,
+	case fieldDecision, fieldGrant, fieldRule, fieldMethod, fieldHost, fieldPath, fieldQuery, fieldAddress, fieldResolved, fieldRegion, fieldTLS, fieldCredential,
 		fieldLease, fieldSentBytes, fieldBytes, fieldLatency, fieldPID, fieldTraceID, fieldSpanID, fieldDetail:
 		return true
 	}
@@ -374,7 +377,7 @@ func (s *scanner) value(f *form, at field, b []byte) (rest []byte, ok bool) {
 		return nil, false
 	}
 	var to *string
-	if f != &s.end || at == fieldDecision || at == fieldReason || at == fieldAddress {
+	if f != &s.end || at == fieldDecision || at == fieldReason || at == fieldAddress || at == fieldRegion {
 		to = textOf(&f.entry, at)
 	}
 	if to == nil {
@@ -445,6 +448,8 @@ func textOf(e *audit.Entry, f field) *string {
 		return &e.DecidedBy
 	case fieldAddress:
 		return &e.Address
+	case fieldRegion:
+		return &e.Region
 	case fieldCredential:
 		return &e.Credential
 	}

@@ -34,6 +34,7 @@ func lines(tb testing.TB) []string {
 	end := full
 	end.Kind, end.Bytes, end.SentBytes, end.Address, end.Detail = authz.KindEnd, 10, 20, "192.0.2.1:443", "no answer"
 	end.Resolved = []netip.Addr{netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("2001:db8::1")}
+	end.Region, end.TLS = "eu", "1.3"
 	attempt := authz.Record{Time: at, Kind: authz.KindDecision, Attempt: true, Host: "evil.example", Reason: "no_grant", UID: -1}
 	escaped := full
 	escaped.Detail, escaped.Plugin = "\x1b\"\u202e", `wea"ther`
@@ -82,6 +83,7 @@ func compare(t failer, s *scanner, line string) {
 	got.Prev, got.Hash = string(prev), string(hash)
 	// These are not decoded, and are read as the values that they must have.
 	want.Lease, want.PID, want.Exe, want.UID, want.Actor, want.TraceID, want.SpanID, want.Detail = "", 0, "", nil, "", "", "", ""
+	want.TLS = ""
 	if want.Kind == "end" {
 		want.Plugin, want.Door, want.Grant, want.Rule, want.Method, want.Scheme, want.Host, want.Path = "", "", "", "", "", "", "", ""
 		want.Query, want.Masked, want.AskedScheme, want.Upgrade, want.DecidedBy, want.Credential = "", "", "", "", "", ""

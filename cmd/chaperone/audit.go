@@ -182,7 +182,7 @@ func (c *cli) printReport(r audit.Report) error {
 		}
 	})
 	if err == nil && r.Problem != nil {
-		return exitError{exitFailure, nil}
+		return exitWith(exitFailure, nil)
 	}
 	return err
 }

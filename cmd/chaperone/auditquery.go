@@ -16,6 +16,7 @@ import (
 
 	"github.com/chaperone-proxy/chaperone/audit"
 	"github.com/chaperone-proxy/chaperone/authz"
+	"github.com/chaperone-proxy/chaperone/internal/command"
 	"github.com/chaperone-proxy/chaperone/internal/phrase"
 	"github.com/chaperone-proxy/chaperone/internal/printable"
 )
@@ -56,14 +57,14 @@ func (c *cli) auditQueryCommand() *cobra.Command {
 	f := cmd.Flags()
 	filter := &q.query.Filter
 	f.StringVar(&filter.Decision, "decision", "", "with this decision or revocation `ID`")
-	f.Var(oneOf(&filter.Kind, audit.Kinds()...), "kind", "of this `KIND`: "+strings.Join(audit.Kinds(), ", "))
-	f.Var(oneOf(&filter.Door, doorNames()...), "door", "at this `DOOR`: "+strings.Join(doorNames(), ", "))
-	f.Var(oneOf(&filter.Reason, reasonNames()...).or(map[string]string{"denied": "--denied", "refused": "--denied", "allowed": "--allowed"}), "reason", "with this `REASON`, as denied decisions and metrics name it")
+	f.Var(command.OneOf(&filter.Kind, audit.Kinds()...), "kind", "of this `KIND`: "+strings.Join(audit.Kinds(), ", "))
+	f.Var(command.OneOf(&filter.Door, doorNames()...), "door", "at this `DOOR`: "+strings.Join(doorNames(), ", "))
+	f.Var(command.OneOf(&filter.Reason, reasonNames()...).Or(map[string]string{"denied": "--denied", "refused": "--denied", "allowed": "--allowed"}), "reason", "with this `REASON`, as denied decisions and metrics name it")
 	f.StringVar(&filter.Plugin, "plugin", "", "of this `PLUGIN`; without FILE and --config also the log of its sidecar on this host")
 	f.StringVar(&filter.Grant, "grant", "", "by this `GRANT`")
 	f.StringVar(&filter.Rule, "rule", "", "by this rule's `ID`")
 	f.StringVar(&filter.Method, "method", "", "with this `METHOD`; CONNECT for tunnels")
-	f.Var(oneOf(&filter.Scheme, "https", "http", "tls", "tcp", "udp", "unix"), "scheme", "with this `SCHEME`: https, http, tls, tcp, udp or unix")
+	f.Var(command.OneOf(&filter.Scheme, "https", "http", "tls", "tcp", "udp", "unix"), "scheme", "with this `SCHEME`: https, http, tls, tcp, udp or unix")
 	f.StringVar(&filter.Host, "host", "", "for this `HOST`, a name or an address")
 	f.Uint16Var(&filter.Port, "port", 0, "for this `PORT`")
 	f.IntVar(&filter.PID, "pid", 0, "by this process `ID`")
@@ -73,9 +74,9 @@ func (c *cli) auditQueryCommand() *cobra.Command {
 	f.BoolVar(&q.denied, "denied", false, "refused accesses")
 	f.BoolVar(&q.allowed, "allowed", false, "allowed accesses")
 	f.IntVar(&q.query.Last, "last", 0, "at most this number of `RECORDS`, from the end")
-	f.Var(oneOf(&q.format, formatLines, formatTable, formatJSON, formatYAML), "output", "`FORMAT`: jsonl (as in the log), table, json or yaml")
+	f.Var(command.OneOf(&q.format, formatLines, formatTable, formatJSON, formatYAML), "output", "`FORMAT`: jsonl (as in the log), table, json or yaml")
 	f.BoolVar(&q.count, "count", false, "print the number of matching records")
-	f.Var(oneOf(&q.summary, summaryFields()...), "summary", "count by this `FIELD`: "+strings.Join(summaryFields(), ", "))
+	f.Var(command.OneOf(&q.summary, summaryFields()...), "summary", "count by this `FIELD`: "+strings.Join(summaryFields(), ", "))
 	return cmd
 }
 

@@ -77,7 +77,7 @@ func (c *cli) checkFiles(paths []string, recursive bool) error {
 		return err
 	}
 	if !answer.OK {
-		return exitError{exitFailure, nil}
+		return exitWith(exitFailure, nil)
 	}
 	return nil
 }
@@ -136,7 +136,7 @@ func checkStateDirs(documents []configs.Document) (wrong, doubtful configs.Error
 
 func (c *cli) checkKernel() error {
 	if !printFindings(c.stdout, ebpf.Probe()) {
-		return exitError{exitFailure, errors.New("the kernel cannot confine a plugin")}
+		return exitWith(exitFailure, errors.New("the kernel cannot confine a plugin"))
 	}
 	return nil
 }

@@ -5,45 +5,16 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
-	"strings"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
 	"github.com/chaperone-proxy/chaperone/internal/admin"
 	"github.com/chaperone-proxy/chaperone/internal/asyncwriter"
+	"github.com/chaperone-proxy/chaperone/internal/command"
 	"github.com/chaperone-proxy/chaperone/internal/phrase"
 	"github.com/chaperone-proxy/chaperone/internal/printable"
 )
-
-// Exit codes, as in docs/commands.md#exit-codes.
-const (
-	exitFailure = 1
-	exitUsage   = 2
-	exitDenied  = 3
-	exitSidecar = 125 // run: the sidecar failed before the plugin ran
-)
-
-// exitError ends the process with a status. A nil err has been reported.
-type exitError struct {
-	status int
-	err    error
-}
-
-func (e exitError) Error() string {
-	if e.err == nil {
-		return fmt.Sprintf("exit status %d", e.status)
-	}
-	return e.err.Error()
-}
-
-func (e exitError) Unwrap() error { return e.err }
-
-// usageError is a command line that means nothing.
-func usageError(format string, args ...any) error {
-	return exitError{exitUsage, fmt.Errorf(format, args...)}
-}
 
 // cli is the state of every command. All output goes through stdout and stderr,
 // which escape control characters; a text of another origin is a field of a line, and
@@ -68,19 +39,19 @@ func execute(ctx context.Context, args []string, stdin io.Reader, stdout, stderr
 	defer c.flush()
 	root := c.root()
 	root.SetArgs(args)
-	err := unknownCommand(root, args)
+	err := command.UnknownCommand(root, args)
 	if err == nil {
 		err = root.ExecuteContext(ctx)
 	}
-	var exit exitError
+	var exit command.ExitError
 	switch {
 	case err == nil, errors.Is(err, admin.ErrPrinted):
 		return 0
 	case errors.As(err, &exit):
-		if exit.err != nil {
-			fmt.Fprintf(c.stderr, "chaperone: %v\n", exit.err)
+		if exit.Err != nil {
+			fmt.Fprintf(c.stderr, "chaperone: %v\n", exit.Err)
 		}
-		return exit.status
+		return exit.Status
 	}
 	fmt.Fprintf(c.stderr, "chaperone: %v\n", err)
 	return exitFailure
@@ -103,7 +74,7 @@ func (c *cli) root() *cobra.Command {
 	root.SetOut(c.stdout)
 	root.SetErr(c.stderr)
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
-		return flagError(cmd, err)
+		return command.FlagError(cmd, err)
 	})
 	root.AddCommand(
 		c.runCommand(), c.serveCommand(), c.checkCommand(), c.explainCommand(), c.sidecarsCommand(), c.statusCommand(), c.usageCommand(),
@@ -127,51 +98,16 @@ func noArgs(cmd *cobra.Command, args []string) error {
 	return usageError("unknown argument %q of %s, which takes none%s; see %[2]s --help", args[0], cmd.CommandPath(), hint)
 }
 
-func atLeast(n int, what string) cobra.PositionalArgs {
-	return func(cmd *cobra.Command, args []string) error {
-		if len(args) < n {
-			return usageError("%s: %s is missing; see %s --help", cmd.Name(), what, cmd.CommandPath())
-		}
-		return nil
-	}
-}
-
-func exactly(n int, what string) cobra.PositionalArgs {
-	return func(cmd *cobra.Command, args []string) error {
-		if len(args) != n {
-			return usageError("%s: takes %s; see %s --help", cmd.Name(), what, cmd.CommandPath())
-		}
-		return nil
-	}
-}
-
 // flagsFromEnvironment sets the flags that the command line did not from
 // CHAPERONE_<COMMAND>_<FLAG>, and --admin from CHAPERONE_ADMIN.
 func flagsFromEnvironment(cmd *cobra.Command) error {
-	path := strings.Fields(cmd.CommandPath())
-	var err error
-	cmd.Flags().VisitAll(func(f *pflag.Flag) {
-		if f.Changed || err != nil || f.Name == "help" {
-			return
+	if f := cmd.Flags().Lookup("admin"); f != nil && !f.Changed && !cmd.Flags().Changed("config") && !cmd.Flags().Changed("plugin") {
+		// Otherwise the command line names another sidecar.
+		if err := command.FlagFromEnvironment(cmd, "admin", command.EnvironmentName("admin")); err != nil {
+			return err
 		}
-		name := environmentName(append(path[1:], f.Name)...)
-		if f.Name == "admin" {
-			if cmd.Flags().Changed("config") || cmd.Flags().Changed("plugin") {
-				return // the command line names another sidecar
-			}
-			name = environmentName("admin")
-		}
-		if value := os.Getenv(name); value != "" {
-			if serr := cmd.Flags().Set(f.Name, value); serr != nil {
-				err = usageError("%s: %s", name, plainFlagProblem(serr))
-			}
-		}
-	})
-	return err
-}
-
-func environmentName(words ...string) string {
-	return "CHAPERONE_" + strings.ToUpper(strings.ReplaceAll(strings.Join(words, "_"), "-", "_"))
+	}
+	return command.FlagsFromEnvironment(cmd, func(f *pflag.Flag) bool { return f.Name == "admin" })
 }
 
 // withConfig adds --config.
@@ -221,7 +157,7 @@ func (c *cli) withCurl(cmd *cobra.Command) *cobra.Command {
 func (c *cli) withOutput(cmd *cobra.Command, more ...string) *cobra.Command {
 	c.output = "table"
 	formats := append([]string{"table", "json", "yaml"}, more...)
-	cmd.Flags().Var(oneOf(&c.output, formats...), "output", "`FORMAT`: "+alternatives(formats))
+	cmd.Flags().Var(command.OneOf(&c.output, formats...), "output", "`FORMAT`: "+command.Alternatives(formats))
 	return cmd
 }
 

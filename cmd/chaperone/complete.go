@@ -4,6 +4,7 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"github.com/chaperone-proxy/chaperone/internal/command"
 	"github.com/chaperone-proxy/chaperone/internal/phrase"
 )
 
@@ -13,10 +14,10 @@ import (
 func completeValues(cmd *cobra.Command) {
 	cmd.Flags().VisitAll(func(f *pflag.Flag) {
 		var complete cobra.CompletionFunc
-		words, ok := f.Value.(*choice)
+		words, ok := f.Value.(*command.Choice)
 		switch {
 		case ok:
-			complete = cobra.FixedCompletions(words.words, cobra.ShellCompDirectiveNoFileComp)
+			complete = cobra.FixedCompletions(words.Words(), cobra.ShellCompDirectiveNoFileComp)
 		case f.Name == "plugin":
 			complete = completePlugins
 		default:

@@ -34,7 +34,7 @@ func (c *cli) doctorCommand() *cobra.Command {
 				return err
 			}
 			if sick {
-				return exitError{exitFailure, nil}
+				return exitWith(exitFailure, nil)
 			}
 			return nil
 		},

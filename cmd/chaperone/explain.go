@@ -159,7 +159,7 @@ func (c *cli) printExplained(e explained) error {
 		}
 	})
 	if err == nil && !e.Allowed {
-		return exitError{exitDenied, nil}
+		return exitWith(exitDenied, nil)
 	}
 	return err
 }

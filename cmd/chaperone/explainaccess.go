@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/chaperone-proxy/chaperone/authz"
+	"github.com/chaperone-proxy/chaperone/internal/command"
 	"github.com/chaperone-proxy/chaperone/internal/phrase"
 	"github.com/chaperone-proxy/chaperone/policy"
 )
@@ -28,7 +29,7 @@ func (q *question) flags(cmd *cobra.Command) {
 	flags.StringVar(&q.upgrade, "upgrade", "", "the `PROTOCOL` the access upgrades to, as in websocket")
 	flags.StringVar(&q.plugin, "plugin", "", "the `PLUGIN`, of a configuration with several")
 	flags.Var(&q.at, "at", "the `TIME` of the access, as in 2026-12-01T12:00:00Z (default now)")
-	flags.Var(oneOf(&q.door, policy.DoorNames()...), "door", "the `DOOR` at which the access arrives: "+alternatives(policy.DoorNames())+" (default proxy)")
+	flags.Var(command.OneOf(&q.door, policy.DoorNames()...), "door", "the `DOOR` at which the access arrives: "+command.Alternatives(policy.DoorNames())+" (default proxy)")
 	flags.StringVar(&q.address, "address", "", "the `ADDRESS` to which the name resolves")
 	flags.StringVar(&q.revocations, "revocations", "", "a `FILE` of revocations that are in force")
 }

@@ -1,57 +1,36 @@
 package main
 
 import (
-	"encoding/json"
-	"fmt"
 	"io"
-	"text/tabwriter"
 
-	"github.com/goccy/go-yaml"
+	"github.com/spf13/cobra"
 
-	"github.com/chaperone-proxy/chaperone/internal/phrase"
-	"github.com/chaperone-proxy/chaperone/internal/printable"
+	"github.com/chaperone-proxy/chaperone/internal/command"
 )
+
+// Exit codes, as in docs/commands.md#exit-codes.
+const (
+	exitFailure = command.ExitFailure
+	exitUsage   = command.ExitUsage
+	exitDenied  = command.ExitDenied
+	exitSidecar = 125 // run: the sidecar failed before the plugin ran
+)
+
+// exitWith ends the process with a status. A nil err has been reported.
+func exitWith(status int, err error) error { return command.ExitError{Status: status, Err: err} }
+
+// usageError is a command line that means nothing.
+func usageError(format string, args ...any) error { return command.Usage(format, args...) }
+
+func atLeast(n int, what string) cobra.PositionalArgs { return command.AtLeast(n, what) }
+
+func exactly(n int, what string) cobra.PositionalArgs { return command.Exactly(n, what) }
 
 // print writes value as --output asks: as JSON or YAML, or by table.
 func (c *cli) print(value any, table func(w io.Writer)) error {
-	switch c.output {
-	case "json":
-		encoder := json.NewEncoder(c.stdout)
-		encoder.SetIndent("", "  ")
-		encoder.SetEscapeHTML(false)
-		return encoder.Encode(value)
-	case "yaml":
-		// Through JSON, so that both formats have the same names.
-		data, err := json.Marshal(value)
-		if err != nil {
-			return fmt.Errorf("encode answer: %w", err)
-		}
-		data, err = yaml.JSONToYAML(data)
-		if err != nil {
-			return fmt.Errorf("encode answer: %w", err)
-		}
-		_, err = c.stdout.Write(data)
-		return err
-	case "table", "":
-		w := tabwriter.NewWriter(c.stdout, 0, 0, 2, ' ', 0)
-		table(w)
-		return w.Flush()
-	}
-	return usageError("--output %q is not table, json or yaml", c.output)
+	return command.Print(c.stdout, c.output, value, table)
 }
 
-// row writes one line of a table, in which no cell begins another cell or line.
-func row(w io.Writer, cells ...any) {
-	for i, cell := range cells {
-		if i > 0 {
-			fmt.Fprint(w, "\t")
-		}
-		fmt.Fprint(w, printable.Text(fmt.Sprint(cell)))
-	}
-	fmt.Fprintln(w)
-}
+func row(w io.Writer, cells ...any) { command.Row(w, cells...) }
 
-// say prints one line. Its arguments may be any text and cannot begin another line.
-func say(w io.Writer, format string, args ...any) {
-	fmt.Fprintln(w, phrase.OneLine(fmt.Sprintf(format, args...)))
-}
+func say(w io.Writer, format string, args ...any) { command.Say(w, format, args...) }

@@ -66,10 +66,10 @@ func (c *cli) policyDiff(ctx context.Context, f *diffFlags, old, now string) err
 	case diff.Same, diff.Narrower:
 		return nil
 	case diff.Wider:
-		return exitError{exitWider, nil}
+		return exitWith(exitWider, nil)
 	case diff.Undecided:
 	}
-	return exitError{exitFailure, nil}
+	return exitWith(exitFailure, nil)
 }
 
 func printDiff(w io.Writer, r *diff.Report, old, now, unfinished string) {

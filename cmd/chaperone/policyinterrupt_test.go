@@ -28,7 +28,8 @@ func (e endsInterrupted) Read(p []byte) (int, error) {
 // not end as if its answer were whole.
 func TestPolicyInterrupted(t *testing.T) {
 	dir := t.TempDir()
-	write(t, dir+"/grant.yaml", workflowGrant())
+	grant := workflowGrant() // once: two of different seconds would end at different times
+	write(t, dir+"/grant.yaml", grant)
 	if err := recordedLog(dir+"/state", dir+"/grant.yaml", true, time.Now().Add(-time.Hour),
 		[]string{"GET https://api.weather.example/v1/forecast/oslo"}); err != nil {
 		t.Fatal(err)
@@ -37,7 +38,7 @@ func TestPolicyInterrupted(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	write(t, dir+"/wider.yaml", strings.Replace(workflowGrant(), "/v1/forecast/*", "/v1/**", 1))
+	write(t, dir+"/wider.yaml", strings.Replace(grant, "/v1/forecast/*", "/v1/**", 1))
 	for name, test := range map[string]struct {
 		args  []string
 		start bool // the interrupt is at the start, and not at the end of standard input

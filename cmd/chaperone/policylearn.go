@@ -14,6 +14,7 @@ import (
 
 	"github.com/chaperone-proxy/chaperone/authz"
 	"github.com/chaperone-proxy/chaperone/internal/atomicfile"
+	"github.com/chaperone-proxy/chaperone/internal/command"
 	"github.com/chaperone-proxy/chaperone/internal/phrase"
 	"github.com/chaperone-proxy/chaperone/internal/terminal"
 	"github.com/chaperone-proxy/chaperone/policy"
@@ -84,7 +85,7 @@ func (c *cli) policyLearnCommand() *cobra.Command {
 		RunE: func(cmd *cobra.Command, args []string) error { return l.run(cmd.Context(), args) },
 	}, &l.flags)), &l.logs)
 	cmd.Flags().StringVarP(&l.out, "out", "o", "", "write to this `FILE`, which must not exist")
-	cmd.Flags().Var(oneOf(&l.format, formatYAML, formatJSON), "output", "`FORMAT`: yaml (the grant), or json (with the evidence)")
+	cmd.Flags().Var(command.OneOf(&l.format, formatYAML, formatJSON), "output", "`FORMAT`: yaml (the grant), or json (with the evidence)")
 	cmd.Flags().BoolVar(&l.force, "force", false, "replace the file of --out")
 	cmd.Flags().StringVar(&l.name, "name", "", "the grant's `NAME` (default PLUGIN-learned)")
 	cmd.Flags().Var(&durationFlag{&l.lifetime}, "lifetime", "how long the grant is valid: a `DURATION`")

@@ -130,10 +130,10 @@ func verdictStatus(v prove.Verdict) error {
 	case prove.Within:
 		return nil
 	case prove.Wider:
-		return exitError{exitWider, nil}
+		return exitWith(exitWider, nil)
 	case prove.Undecided:
 	}
-	return exitError{exitFailure, nil}
+	return exitWith(exitFailure, nil)
 }
 
 func (c *cli) printClaim(w io.Writer, f *proveFlags, claim prove.Claim, unfinished string) {

@@ -85,8 +85,8 @@ func shellWords(line string) (out []string) {
 	return out
 }
 
-// command runs a command and returns its standard output and its status.
-func command(t *testing.T, args ...string) (string, int) {
+// runCommand runs a command and returns its standard output and its status.
+func runCommand(t *testing.T, args ...string) (string, int) {
 	t.Helper()
 	var stdout, stderr bytes.Buffer
 	status := execute(context.Background(), args, strings.NewReader(""), &stdout, &stderr)
@@ -99,7 +99,7 @@ func command(t *testing.T, args ...string) (string, int) {
 // explainedAt runs the arguments of a finding with a configuration.
 func explainedAt(t *testing.T, config string, args []string) (explained, string) {
 	t.Helper()
-	out, _ := command(t, append([]string{"explain", "--output", "json", "--config", config}, args...)...)
+	out, _ := runCommand(t, append([]string{"explain", "--output", "json", "--config", config}, args...)...)
 	var e explained
 	if err := json.Unmarshal([]byte(out), &e); err != nil {
 		t.Fatalf("explain %q: %v", args, err)
@@ -122,7 +122,7 @@ func writeProved(t *testing.T) (before, after string) {
 // configuration, has the decision that the finding states.
 func TestFindingsAreExplained(t *testing.T) {
 	before, after := writeProved(t)
-	out, status := command(t, "policy", "prove", "--old", before, "--new", after, "--at", "2026-12-01T12:00:00Z", "--output", "json")
+	out, status := runCommand(t, "policy", "prove", "--old", before, "--new", after, "--at", "2026-12-01T12:00:00Z", "--output", "json")
 	var report prove.Report
 	if err := json.Unmarshal([]byte(out), &report); err != nil || status != exitWider {
 		t.Fatalf("prove ended with %d, %v: %s", status, err, out)
@@ -156,7 +156,7 @@ func TestFindingsAreExplained(t *testing.T) {
 func TestPrintedFindings(t *testing.T) {
 	before, after := writeProved(t)
 	for _, args := range [][]string{{"policy", "prove", "--old", before, "--new", after}, {"policy", "diff", before, after}, {"policy", "diff", after, before}} {
-		out, _ := command(t, append(args, "--at", "2026-12-01T12:00:00Z")...)
+		out, _ := runCommand(t, append(args, "--at", "2026-12-01T12:00:00Z")...)
 		lines := 0
 		for line := range strings.Lines(out) {
 			words := shellWords(strings.TrimSpace(line))
@@ -164,7 +164,7 @@ func TestPrintedFindings(t *testing.T) {
 				continue
 			}
 			lines++
-			if out, status := command(t, words[1:]...); status != 0 || !strings.HasPrefix(out, "allowed:") {
+			if out, status := runCommand(t, words[1:]...); status != 0 || !strings.HasPrefix(out, "allowed:") {
 				t.Errorf("%q is %d, %s, want allowed on the side that it names", words, status, out)
 			}
 		}
@@ -177,7 +177,7 @@ func TestPrintedFindings(t *testing.T) {
 // TestDiffJSON keeps the names of the answer.
 func TestDiffJSON(t *testing.T) {
 	before, after := writeProved(t)
-	out, status := command(t, "policy", "diff", before, after, "--output", "json", "--at", "2026-12-01T12:00:00Z")
+	out, status := runCommand(t, "policy", "diff", before, after, "--output", "json", "--at", "2026-12-01T12:00:00Z")
 	var report diff.Report
 	decoder := json.NewDecoder(strings.NewReader(out))
 	decoder.DisallowUnknownFields()

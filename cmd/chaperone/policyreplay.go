@@ -16,6 +16,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/chaperone-proxy/chaperone/audit"
+	"github.com/chaperone-proxy/chaperone/internal/command"
 	"github.com/chaperone-proxy/chaperone/internal/phrase"
 	"github.com/chaperone-proxy/chaperone/internal/terminal"
 	"github.com/chaperone-proxy/chaperone/policy"
@@ -53,7 +54,7 @@ func (c *cli) policyReplayCommand() *cobra.Command {
 			"Exit status 0: no access breaks or widens. 1: failure, a broken log, or too few replayable accesses. 3: otherwise.",
 		RunE: func(cmd *cobra.Command, args []string) error { return p.run(cmd.Context(), args) },
 	}, &p.flags)), &p.logs))
-	cmd.Flags().Var(oneOf(&p.time, replayRecorded, replayNow), "time", "decide accesses at this `TIME`: recorded, or now (that of --at)")
+	cmd.Flags().Var(command.OneOf(&p.time, replayRecorded, replayNow), "time", "decide accesses at this `TIME`: recorded, or now (that of --at)")
 	cmd.Flags().StringArrayVar(&p.maskKeys, "mask-key", nil, "a `FILE` with the key of masked paths, written by audit export-mask-key; may be repeated")
 	cmd.Flags().BoolVar(&p.allowWiden, "allow-widen", false, "exit with 0 if accesses widen and none breaks")
 	cmd.Flags().Float64Var(&p.minDecided, "min-replayable", 0, "fail if less than this `PERCENTAGE` of the accesses could be decided again")
@@ -192,9 +193,9 @@ func (p *policyReplay) read(ctx context.Context, reader *accesslog.Reader, r *re
 func (p *policyReplay) status(r replay.Result) error {
 	switch {
 	case r.Partial:
-		return exitError{exitFailure, errors.New("replay interrupted: the result is that of a part of the log")}
+		return exitWith(exitFailure, errors.New("replay interrupted: the result is that of a part of the log"))
 	case len(r.Breaks) > 0, len(r.Widens) > 0 && !p.allowWiden:
-		return exitError{exitWider, nil}
+		return exitWith(exitWider, nil)
 	}
 	decided := r.Decided()
 	if short := float64(decided)*100 < p.minDecided*float64(r.Accesses); short || decided == 0 && r.Accesses > 0 {

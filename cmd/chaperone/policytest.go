@@ -10,6 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/chaperone-proxy/chaperone/internal/command"
 	"github.com/chaperone-proxy/chaperone/internal/phrase"
 	"github.com/chaperone-proxy/chaperone/policy/plugintest"
 )
@@ -35,7 +36,7 @@ func (c *cli) policyTestCommand() *cobra.Command {
 	}
 	c.output = "table"
 	flags := cmd.Flags()
-	flags.Var(oneOf(&c.output, "table", "json", "yaml", "junit"), "output", "`FORMAT`: table, json, yaml or junit")
+	flags.Var(command.OneOf(&c.output, "table", "json", "yaml", "junit"), "output", "`FORMAT`: table, json, yaml or junit")
 	flags.StringVar(&f.plugin, "plugin", "", "only the tests of this `PLUGIN`")
 	flags.Var(&f.at, "at", "the `TIME` of tests that state none, as in 2026-12-01T12:00:00Z (default now)")
 	flags.StringVar(&f.run, "run", "", "only the expectations whose TEST: NAME matches this regular `EXPRESSION`")
@@ -150,9 +151,9 @@ func (c *cli) progress() func(done, total int) {
 func (r *testReport) status() error {
 	switch {
 	case r.Failed > 0:
-		return exitError{exitWider, nil}
+		return exitWith(exitWider, nil)
 	case r.Undecided > 0:
-		return exitError{exitFailure, nil}
+		return exitWith(exitFailure, nil)
 	}
 	return nil
 }

@@ -94,7 +94,7 @@ func (c *cli) reloadAll(ctx context.Context) error {
 		say(w, "%d of %s: in force", inForce, phrase.Count(len(rows), "sidecar"))
 	})
 	if perr == nil && inForce < len(rows) {
-		return exitError{exitFailure, nil}
+		return exitWith(exitFailure, nil)
 	}
 	return errors.Join(perr, err)
 }

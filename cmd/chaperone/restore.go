@@ -274,7 +274,7 @@ func (r *restoration) finish() error {
 		err = r.print(admin.NonNil(r.lifted), nil)
 	}
 	if err == nil && r.failed {
-		return exitError{exitFailure, nil}
+		return exitWith(exitFailure, nil)
 	}
 	return err
 }

@@ -19,6 +19,7 @@ import (
 	"github.com/chaperone-proxy/chaperone/configs"
 	"github.com/chaperone-proxy/chaperone/ebpf"
 	"github.com/chaperone-proxy/chaperone/internal/admin"
+	"github.com/chaperone-proxy/chaperone/internal/command"
 	"github.com/chaperone-proxy/chaperone/internal/phrase"
 	"github.com/chaperone-proxy/chaperone/sidecar"
 )
@@ -61,7 +62,7 @@ func (c *cli) revokeCommand() *cobra.Command {
 	f := cmd.Flags()
 	f.StringVar(&req.Rule, "rule", "", "only this rule, `GRANT/ID`")
 	level = string(authz.LevelQuarantine)
-	f.Var(oneOf(&level, string(authz.LevelPause), level, string(authz.LevelHalt)), "level", "`LEVEL`: pause, quarantine or halt")
+	f.Var(command.OneOf(&level, string(authz.LevelPause), level, string(authz.LevelHalt)), "level", "`LEVEL`: pause, quarantine or halt")
 	f.StringVar(&req.Reason, "reason", "", "why, for the audit log and for the person who restores it; required")
 	f.StringVar(&req.Incident, "incident", "", "the `ID` of a case, by which restore --incident lifts everything of it")
 	f.StringVar(&until, "until", "", "end at this `TIME`: RFC 3339, or a duration from now, for example 2h")
@@ -340,7 +341,7 @@ func (r *revocationRun) finish() error {
 		}
 	}
 	if err == nil && r.failed {
-		return exitError{exitFailure, nil}
+		return exitWith(exitFailure, nil)
 	}
 	return err
 }

@@ -44,7 +44,7 @@ func (c *cli) runCommand() *cobra.Command {
 
 // run starts the sidecar, then CMD, and ends both together.
 func (c *cli) run(ctx context.Context, log *operatorLog, args []string, lock bool) error {
-	failed := func(err error) error { return exitError{exitSidecar, err} }
+	failed := func(err error) error { return exitWith(exitSidecar, err) }
 	cfg, err := loadConfig(c.config)
 	if err != nil {
 		return failed(err)
@@ -78,9 +78,9 @@ func (c *cli) run(ctx context.Context, log *operatorLog, args []string, lock boo
 	case err != nil && status == 0:
 		return failed(err)
 	case err != nil:
-		return exitError{status, err}
+		return exitWith(status, err)
 	case status != 0:
-		return exitError{status, nil}
+		return exitWith(status, nil)
 	}
 	return nil
 }

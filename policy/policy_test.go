@@ -180,7 +180,7 @@ func TestRequest(t *testing.T) {
 		{"CONNECT", "tcp://10.0.0.1:5432", "", "CONNECT tcp://10.0.0.1:5432"},
 	}
 	for _, test := range tests {
-		req, err := Request("p", test.method, test.url, test.upgrade)
+		req, err := Request("p", Words{Method: test.method, URL: test.url, Upgrade: test.upgrade})
 		if err != nil {
 			t.Errorf("Request(%s %s) = %v", test.method, test.url, err)
 			continue
@@ -188,13 +188,12 @@ func TestRequest(t *testing.T) {
 		if got := Format(req); got != test.want {
 			t.Errorf("Format(Request(%s %s)) = %q, want %q", test.method, test.url, got, test.want)
 		}
-		method, url, upgrade := Text(req)
-		if again, err := Request("p", method, url, upgrade); err != nil || again != req {
+		if again, err := Request("p", Text(req)); err != nil || again != req {
 			t.Errorf("Request(Text(%s)) = %+v, %v, want the same request", test.want, again, err)
 		}
 	}
 	for _, wrong := range [][3]string{{"GET", "api.example/", ""}, {"GET", "tls://a.example", ""}, {"-", "tls://a.example", "websocket"}, {"G T", "https://a.example/", ""}, {"GET", "https://a.example/../x", ""}} {
-		if req, err := Request("p", wrong[0], wrong[1], wrong[2]); err == nil {
+		if req, err := Request("p", Words{Method: wrong[0], URL: wrong[1], Upgrade: wrong[2]}); err == nil {
 			t.Errorf("Request(%q) = %v, want an error", wrong, req)
 		}
 	}
@@ -207,7 +206,7 @@ func TestWith(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	req, err := Request("weather", "GET", "https://api.weather.example/v1/a", "")
+	req, err := Request("weather", Words{Method: "GET", URL: "https://api.weather.example/v1/a"})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -3,6 +3,8 @@ package main
 import (
 	"cmp"
 	"context"
+	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -26,20 +28,24 @@ func (c *cli) explainCommand() *cobra.Command {
 	var effective bool
 	var ask question
 	cmd := c.withOutput(c.withConfig(&cobra.Command{
-		Use:   "explain [METHOD URL | DECISION-ID]",
+		Use:   "explain [METHOD URL | DATABASE-URL [STATEMENT] | DECISION-ID]",
 		Short: "Explain a decision",
 		Long: "Explain how an access would be decided, without resolving or dialling; or explain a recorded\n" +
 			"decision. Exit status 3: denied.\n\n" +
 			"  chaperone explain --config sidecar.yaml GET https://api.weather.example/v1/forecast/1\n" +
 			"  chaperone explain --config grants/ --plugin weather --at 2027-01-01T00:00:00Z GET https://api.weather.example/\n" +
+			"  chaperone explain --config sidecar.yaml postgres://db.internal/shop 'SELECT * FROM orders'\n" +
+			"  chaperone explain --config sidecar.yaml redis://cache.internal/0 'GET app:1'\n" +
 			"  chaperone explain --config sidecar.yaml 0193f6c2-...\n" +
 			"  chaperone explain --config sidecar.yaml --effective",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			switch {
 			case c.config == "":
 				return usageError("explain: --config is missing; name the Sidecar's file, as in --config sidecar.yaml")
-			case !effective && len(args) == 2:
-				ask.method, ask.url = args[0], args[1]
+			case !effective && (len(args) == 2 || len(args) == 1 && strings.Contains(args[0], "://")):
+				upgrade := ask.words.Upgrade
+				ask.words = policy.ParseWords(strings.Join(args, " "))
+				ask.words.Upgrade = upgrade
 				return c.explainAccess(ask)
 			}
 			cfg, err := loadConfig(c.config)
@@ -51,7 +57,7 @@ func (c *cli) explainCommand() *cobra.Command {
 			case !effective && len(args) == 1:
 				return c.explainRecord(cmd.Context(), cfg, args[0])
 			}
-			return usageError("explain: takes METHOD and URL, or a decision's id, or --effective")
+			return usageError("explain: takes METHOD and URL, the URL of a database and a statement, a decision's id, or --effective")
 		},
 	}))
 	cmd.Flags().BoolVar(&effective, "effective", false, "print the whole effective policy")
@@ -80,20 +86,25 @@ func offline(cfg *configs.Config) (*authz.Snapshot, error) {
 
 // explained is the answer of explain.
 type explained struct {
-	Decision string         `json:"decision,omitempty"`
-	Allowed  bool           `json:"allowed"`
-	Reason   string         `json:"reason"`
-	Detail   string         `json:"detail,omitempty"`
-	Grant    string         `json:"grant,omitempty"`
-	Rule     string         `json:"rule,omitempty"`
-	Secret   string         `json:"credential,omitempty"`
-	Injects  string         `json:"injects,omitempty"`
-	Upstream string         `json:"upstream,omitempty"`
-	Terms    string         `json:"terms,omitempty"`
-	Limits   []string       `json:"limits,omitempty"`
-	Nearest  *authz.Nearest `json:"nearest,omitempty"`
-	Remedy   string         `json:"remedy,omitempty"`
-	YAML     string         `json:"yaml,omitempty"`
+	Decision string   `json:"decision,omitempty"`
+	Allowed  bool     `json:"allowed"`
+	Reason   string   `json:"reason"`
+	Detail   string   `json:"detail,omitempty"`
+	Facts    []string `json:"facts,omitempty"` // of a statement, as its reader found them
+	// Connection is the decision on the connection of a statement, in a few words.
+	Connection string         `json:"connection,omitempty"`
+	Grant      string         `json:"grant,omitempty"`
+	Rule       string         `json:"rule,omitempty"`
+	Secret     string         `json:"credential,omitempty"`
+	Injects    string         `json:"injects,omitempty"`
+	Upstream   string         `json:"upstream,omitempty"`
+	Terms      string         `json:"terms,omitempty"`
+	Regions    []string       `json:"regions,omitempty"` // of the rule: the destination has to be in one of them
+	Region     string         `json:"region,omitempty"`  // of the address, or of the host
+	Limits     []string       `json:"limits,omitempty"`
+	Nearest    *authz.Nearest `json:"nearest,omitempty"`
+	Remedy     string         `json:"remedy,omitempty"`
+	YAML       string         `json:"yaml,omitempty"`
 }
 
 // explainObserved explains an access that passes because something observes: with
@@ -139,11 +150,15 @@ func (c *cli) printExplained(e explained) error {
 		for _, line := range []struct{ name, value string }{
 			{"decision:", e.Decision},
 			{"why:", e.Detail},
+			{"facts:", strings.Join(e.Facts, ", ")},
+			{"connection:", e.Connection},
 			{"rule:", phrase.Rule(e.Grant, e.Rule)},
 			{"credential:", e.Secret},
 			{"injects:", e.Injects},
 			{"upstream:", e.Upstream},
 			{"terms:", e.Terms},
+			{"regions:", strings.Join(e.Regions, ", ")},
+			{"region:", e.Region},
 			{"limits:", strings.Join(e.Limits, ", ")},
 			{"remedy:", e.Remedy},
 		} {
@@ -155,7 +170,11 @@ func (c *cli) printExplained(e explained) error {
 			row(w, "nearest:", fmt.Sprintf("%s (differs in %s)", phrase.Rule(e.Nearest.Grant, e.Nearest.Rule), strings.Join(e.Nearest.Differs, ", ")))
 		}
 		if e.YAML != "" {
-			fmt.Fprintf(w, "this rule would allow it, and nothing else:\n%s", e.YAML)
+			also := "nothing else"
+			if strings.Contains(e.YAML, "\n  opaque: allow\n") {
+				also = "every statement whose text does not show its effect"
+			}
+			fmt.Fprintf(w, "this rule would allow it, and %s:\n%s", also, e.YAML)
 		}
 	})
 	if err == nil && !e.Allowed {
@@ -173,11 +192,12 @@ func (c *cli) explainRecord(ctx context.Context, cfg *configs.Config, id string)
 	}
 	e := explained{
 		Decision: id, Allowed: entry.Allowed != nil && *entry.Allowed, Reason: entry.Reason, Grant: entry.Grant, Rule: entry.Rule, Secret: entry.Credential, Detail: entry.Detail,
+		Facts: entry.Facts,
 	}
 	if entry.Door == string(authz.DoorKernel) {
 		return c.printExplained(e) // the kernel's hooks decide by more than a policy
 	}
-	if req, err := policy.Request(authz.Principal(entry.Plugin), method(entry), entryURL(entry), ""); err == nil {
+	if req, err := recordedRequest(entry); err == nil {
 		snapshot, err := offline(cfg)
 		if err != nil {
 			return err
@@ -187,9 +207,9 @@ func (c *cli) explainRecord(ctx context.Context, cfg *configs.Config, id string)
 			if late != nil {
 				e.Detail = "it passed, as something observes, and then: " + late.Reason + ", " + late.Detail
 			}
-			return c.explainObserved(snapshot.Input(), time.Now(), req, authz.Explanation{Decision: authz.Decision{Reason: authz.Observed}}, e, terms)
+			return c.explainObserved(snapshot.Input(), cfg.Latest(time.Now()), req, authz.Explanation{Decision: authz.Decision{Reason: authz.Observed}}, e, terms)
 		}
-		if now := snapshot.Explain(req, authz.Usage{}, time.Now()); now.Decision.Reason.String() == entry.Reason {
+		if now := snapshot.Explain(req, authz.Usage{}, cfg.Latest(time.Now())); now.Decision.Reason.String() == entry.Reason {
 			e.Detail, e.Nearest, e.Remedy, e.YAML = now.Detail, now.Nearest, now.Remedy, now.YAML
 		} else if e.Detail == "" {
 			e.Detail = "decided by earlier files or other usage; today it would be " + now.Decision.Reason.String()
@@ -217,6 +237,23 @@ func lateRefusal(ctx context.Context, cfg *configs.Config, id string) (authz.Rul
 		return terms, &entry
 	}
 	return authz.RuleTerms{}, nil
+}
+
+// recordedRequest returns the request of a decision's record. Its error reports that the
+// record does not show the whole request, as if a key of Redis is masked.
+func recordedRequest(e audit.Entry) (authz.Request, error) {
+	w := policy.Words{Method: method(e), URL: entryURL(e)}
+	if len(e.Facts) > 0 {
+		if e.Masked != "" {
+			return authz.Request{}, errors.New("keys are masked")
+		}
+		facts, err := json.Marshal(e.Facts)
+		if err != nil {
+			return authz.Request{}, err
+		}
+		w.Statement = string(facts)
+	}
+	return policy.Request(authz.Principal(e.Plugin), w)
 }
 
 func method(e audit.Entry) string {
@@ -249,7 +286,7 @@ func (c *cli) printEffective(cfg *configs.Config) error {
 	if err != nil {
 		return err
 	}
-	now := time.Now()
+	now := cfg.Latest(time.Now())
 	answer := struct {
 		Plugin     string            `json:"plugin"`
 		Revoked    authz.Level       `json:"revoked,omitempty"`

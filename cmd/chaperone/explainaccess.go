@@ -18,7 +18,7 @@ import (
 
 // question is an access that explain is asked about.
 type question struct {
-	method, url, upgrade string
+	words                policy.Words
 	plugin, door         string
 	address, revocations string
 	at                   instant
@@ -26,7 +26,7 @@ type question struct {
 
 func (q *question) flags(cmd *cobra.Command) {
 	flags := cmd.Flags()
-	flags.StringVar(&q.upgrade, "upgrade", "", "the `PROTOCOL` the access upgrades to, as in websocket")
+	flags.StringVar(&q.words.Upgrade, "upgrade", "", "the `PROTOCOL` the access upgrades to, as in websocket")
 	flags.StringVar(&q.plugin, "plugin", "", "the `PLUGIN`, of a configuration with several")
 	flags.Var(&q.at, "at", "the `TIME` of the access, as in 2026-12-01T12:00:00Z (default now)")
 	flags.Var(command.OneOf(&q.door, policy.DoorNames()...), "door", "the `DOOR` at which the access arrives: "+command.Alternatives(policy.DoorNames())+" (default proxy)")
@@ -37,21 +37,25 @@ func (q *question) flags(cmd *cobra.Command) {
 // explainAccess explains an access under a configuration of any kind, and for a Sidecar
 // under the revocations of its stateDir.
 func (c *cli) explainAccess(q question) error {
+	stated := !q.at.IsZero()
 	at := q.at.orNow()
 	subject, err := c.explainedPolicy(q, at)
 	if err != nil {
 		return err
 	}
+	if cfg := subject.Config(); cfg != nil && !stated {
+		at = cfg.Latest(at)
+	}
 	snapshot, err := subjectSnapshot(subject, q.revocations)
 	if err != nil {
 		return err
 	}
-	if socket, ok := strings.CutPrefix(q.url, "unix:"); ok {
+	if socket, ok := strings.CutPrefix(q.words.URL, "unix:"); ok {
 		return c.explainSocket(snapshot, subject.Plugin, socket, at)
 	}
-	req, err := policy.Request(authz.Principal(subject.Plugin), q.method, q.url, q.upgrade)
+	req, err := policy.Request(authz.Principal(subject.Plugin), q.words)
 	if err != nil {
-		return c.printExplained(explained{Reason: authz.MalformedRequest.String(), Detail: err.Error()})
+		return c.printExplained(explained{Reason: policy.ReasonOf(err).String(), Detail: err.Error()})
 	}
 	var addr netip.Addr
 	if q.address != "" {
@@ -63,23 +67,48 @@ func (c *cli) explainAccess(q question) error {
 	req.Unenforceable = door.Unenforceable
 	e := snapshot.Explain(req, authz.Usage{}, at)
 	if reason := e.Decision.CheckAddress(addr); e.Decision.Allowed() && addr.IsValid() && reason != authz.Granted {
-		return c.printExplained(explained{
-			Reason: reason.String(), Grant: e.Decision.Grant, Rule: e.Decision.Rule,
-			Detail: fmt.Sprintf("%s may not connect to %s for %s", req.Principal, addr, policy.Format(req)),
-		})
+		detail := fmt.Sprintf("%s may not connect to %s for %s", req.Principal, addr, policy.Format(req))
+		if outside := e.Decision.OutsideRegions(addr); outside != "" {
+			detail += ": it is " + outside
+		}
+		return c.printExplained(explained{Reason: reason.String(), Grant: e.Decision.Grant, Rule: e.Decision.Rule, Detail: detail, Region: e.Decision.Region(addr)})
 	}
 	out := explained{
 		Allowed: e.Decision.Allowed(), Reason: e.Decision.Reason.String(), Detail: e.Detail, Grant: e.Decision.Grant,
 		Rule: e.Decision.Rule, Secret: e.Decision.Credential, Nearest: e.Nearest, Remedy: e.Remedy, YAML: e.YAML,
 	}
+	out.ofSession(snapshot, req, at)
 	if out.Allowed {
 		out.describe(snapshot, e.Decision, req, at)
+		out.Region = e.Decision.Region(addr)
 	}
 	if e.Decision.Reason == authz.Observed {
 		out.Secret, out.Injects = "", ""
 		return c.explainObserved(snapshot.Input(), at, req, e, out, authz.RuleTerms{})
 	}
 	return c.printExplained(out)
+}
+
+// ofSession adds the facts of a statement, and the decision on the connection of its session,
+// which comes first: a statement of a connection that is denied is denied too.
+func (e *explained) ofSession(s *authz.Snapshot, req authz.Request, at time.Time) {
+	if !req.Destination.Scheme().Database() {
+		return
+	}
+	e.Facts = req.Facts.All()
+	connection, ok := policy.Connection(req)
+	if !ok || connection == req {
+		return
+	}
+	x := s.Explain(connection, authz.Usage{}, at)
+	e.Connection = x.Decision.Reason.String()
+	if rule := phrase.Rule(x.Decision.Grant, x.Decision.Rule); rule != "" {
+		e.Connection += " by " + rule
+	}
+	if !x.Decision.Allowed() && e.Allowed {
+		e.Allowed, e.Reason, e.Detail = false, x.Decision.Reason.String(), x.Detail
+		e.Nearest, e.Remedy, e.YAML = x.Nearest, x.Remedy, x.YAML
+	}
 }
 
 // explainedPolicy returns the policy of the one plugin that the question is about.
@@ -139,6 +168,7 @@ func (e *explained) describe(s *authz.Snapshot, d authz.Decision, req authz.Requ
 		for _, r := range g.Rules {
 			if r.ID == d.Rule {
 				e.addLimits(phrase.Rule(g.Name, r.ID), r.Limits)
+				e.Regions = r.Data.Regions
 			}
 		}
 		for _, cr := range g.Credentials {

@@ -255,7 +255,7 @@ func verdictText(v replay.Verdict) string {
 }
 
 func sampleText(s replay.Sample) string {
-	text := s.Method + " " + s.URL
+	text := s.Words().String()
 	if s.Upgrade != "" {
 		text += " (upgrade " + s.Upgrade + ")"
 	}

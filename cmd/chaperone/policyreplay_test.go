@@ -149,7 +149,7 @@ func (anyCredential) Credential(context.Context, authz.CredentialRef) (authz.Cre
 
 // recordAccess has a gate decide METHOD URL [at ADDRESS...], as a proxy does.
 func recordAccess(gate *authz.Gate, plugin string, words []string) error {
-	req, err := policy.Request(authz.Principal(plugin), words[0], words[1], "")
+	req, err := policy.Request(authz.Principal(plugin), policy.Words{Method: words[0], URL: words[1], Upgrade: ""})
 	if err != nil {
 		return err
 	}

@@ -17,7 +17,7 @@ var noon = time.Date(2026, 12, 1, 12, 0, 0, 0, time.UTC)
 func request(t testing.TB, text string) authz.Request {
 	t.Helper()
 	words := append(strings.Fields(text), "")
-	req, err := policy.Request("weather", words[0], words[1], words[2])
+	req, err := policy.Request("weather", policy.Words{Method: words[0], URL: words[1], Upgrade: words[2]})
 	if err != nil {
 		t.Fatalf("%s: %v", text, err)
 	}

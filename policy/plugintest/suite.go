@@ -256,10 +256,8 @@ func (e *expectation) describe() string {
 }
 
 func (e *expectation) readRequest() {
-	method, url, ok := strings.Cut(e.text, " ")
-	if !ok {
-		method, url = "CONNECT", e.text
-	}
-	e.request, e.malformed = policy.Request(authz.Principal(e.suite.Plugin), method, url, e.Upgrade)
+	w := policy.ParseWords(e.text)
+	w.Upgrade = e.Upgrade
+	e.request, e.malformed = policy.Request(authz.Principal(e.suite.Plugin), w)
 	e.request.Unenforceable = e.door.Unenforceable
 }

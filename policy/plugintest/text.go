@@ -67,11 +67,11 @@ func scalar(s string) string {
 
 // ask returns an expectation that asks the request of a finding.
 func (s *Suite) ask(f prove.Finding) *expectation {
-	method, url, upgrade := policy.Text(f.Request)
-	e := &expectation{suite: s, form: "deny", text: method + " " + url, at: f.At, door: f.Door, request: f.Request}
-	e.Upgrade, e.Address = upgrade, f.Address
-	if !f.Request.Destination.Scheme().HTTP() {
-		e.text = url
+	w := policy.Text(f.Request)
+	e := &expectation{suite: s, form: "deny", text: w.String(), at: f.At, door: f.Door, request: f.Request}
+	e.Upgrade, e.Address = w.Upgrade, f.Address
+	if w.Method == "CONNECT" {
+		e.text = w.URL
 	}
 	if f.Door.Name != "proxy" {
 		e.Door = configs.TestDoor(f.Door.Name)

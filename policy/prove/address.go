@@ -1,6 +1,7 @@
 package prove
 
 import (
+	"maps"
 	"net/netip"
 	"reflect"
 	"slices"
@@ -32,21 +33,62 @@ func specialRanges() []netip.Prefix {
 const nat64Local = "64:ff9b:1::/48"
 
 // addressPair identifies what the decisions on two rules' addresses depend on, besides
-// the never-lists of both policies.
-type addressPair struct{ before, after ruleName }
+// the never-lists and the regions of both policies.
+type addressPair struct {
+	before, after ruleName
+	host          string // if a region has it, otherwise ""
+}
 
 // addressSet chooses the addresses to compare.
 type addressSet struct {
-	never     []netip.Prefix // of both policies
-	sameNever bool
-	inexact   bool
+	never   []netip.Prefix  // of both policies
+	regions []netip.Prefix  // of both policies
+	hosts   map[string]bool // of the regions of both policies
+	same    bool            // never-lists and regions of both are the same
+	inexact bool
+	coarse  bool // the regions are too large to compare every address that embeds another
 }
 
+// maxEmbedded bounds the prefixes of regions whose combinations are compared, as parts of
+// addresses that embed others.
+const maxEmbedded = 64
+
 func newAddressSet(before, after *side) addressSet {
-	same := slices.EqualFunc(before.guardrails, after.guardrails, func(a, b *authz.Guardrail) bool {
-		return reflect.DeepEqual(a.Never, b.Never)
+	set := addressSet{hosts: map[string]bool{}}
+	set.same = slices.EqualFunc(before.guardrails, after.guardrails, func(a, b *authz.Guardrail) bool {
+		return reflect.DeepEqual(a.Never, b.Never) && reflect.DeepEqual(a.Regions, b.Regions)
 	})
-	return addressSet{never: slices.Concat(before.neverAddresses(), after.neverAddresses()), sameNever: same}
+	for _, s := range []*side{before, after} {
+		set.never = append(set.never, s.neverAddresses()...)
+		for _, g := range s.guardrails {
+			set.addRegions(g)
+		}
+	}
+	return set
+}
+
+// addRegions adds what the regions of a guardrail hold.
+func (s *addressSet) addRegions(g *authz.Guardrail) {
+	for _, region := range slices.Sorted(maps.Keys(g.Regions)) { // in one order, so that a result is the same each time
+		for _, place := range g.Regions[region] {
+			if prefix, err := netip.ParsePrefix(string(place)); err == nil {
+				s.regions = append(s.regions, prefix)
+			} else if addr, err := netip.ParseAddr(string(place)); err == nil {
+				s.regions = append(s.regions, netip.PrefixFrom(addr, addr.BitLen()))
+			} else {
+				s.hosts[string(place)] = true
+			}
+		}
+	}
+}
+
+// pair identifies a comparison of addresses of a host.
+func (s *addressSet) pair(was, now authz.Decision, to authz.Destination) addressPair {
+	out := addressPair{before: ruleName{was.Grant, was.Rule}, after: ruleName{now.Grant, now.Rule}}
+	if s.hosts[to.Host()] {
+		out.host = to.Host()
+	}
+	return out
 }
 
 // neverAddresses returns the addresses of the never-lists, also those that are
@@ -73,19 +115,27 @@ func (s *side) addressesOf(name ruleName) []netip.Prefix {
 	return nil
 }
 
+// regionsOf returns the regions that the rule of a decision states.
+func (s *side) regionsOf(name ruleName) []string {
+	if r := s.byName[name]; r != nil {
+		return r.rule.Data.Regions
+	}
+	return nil
+}
+
 // newAddress returns an address to which the request may connect by the decision
 // of the new policy and not by that of the old one; otherwise an invalid address.
 func (c *comparison) newAddress(was, now authz.Decision, to authz.Destination) netip.Addr {
 	if to.Address().IsValid() {
 		return firstNew(was, now, []netip.Addr{to.Address()})
 	}
-	pair := addressPair{ruleName{was.Grant, was.Rule}, ruleName{now.Grant, now.Rule}}
+	pair := c.addresses.pair(was, now, to)
 	witness, known := c.judged[pair]
 	if known {
 		return witness
 	}
 	earlier, later := c.before.addressesOf(pair.before), c.after.addressesOf(pair.after)
-	if !c.addresses.sameNever || !slices.Equal(earlier, later) {
+	if !c.addresses.same || !slices.Equal(earlier, later) || !slices.Equal(c.before.regionsOf(pair.before), c.after.regionsOf(pair.after)) {
 		witness = firstNew(was, now, c.addresses.candidates(earlier, later))
 	}
 	c.judged[pair] = witness
@@ -101,21 +151,25 @@ func firstNew(was, now authz.Decision, candidates []netip.Addr) netip.Addr {
 	return netip.Addr{}
 }
 
+// judgedApart returns an address of every class that matters where no rule wins: regions
+// are those of rules.
+func (s *addressSet) judgedApart() []netip.Addr {
+	v4, v6 := edgesOf(slices.Concat(s.never, specialRanges()))
+	return append(v4, v6...)
+}
+
 // candidates returns an address of every class that the ranges of two rules, the
 // never-lists and the special ranges distinguish.
 func (s *addressSet) candidates(before, after []netip.Prefix) []netip.Addr {
-	ranges := slices.Concat(before, after, s.never, specialRanges())
-	var v4, v6 []netip.Addr
-	for _, p := range ranges {
-		if p.Addr().Is4() {
-			v4 = append(v4, edges(p)...)
-		} else {
-			v6 = append(v6, edges(p)...)
-		}
-	}
+	ranges := slices.Concat(before, after, s.never, s.regions, specialRanges())
+	v4, v6 := edgesOf(ranges)
 	out := append(slices.Clone(v4), v6...)
 	// Without an IPv6 prefix in the new rule no address that embeds another is granted.
 	if slices.ContainsFunc(after, func(p netip.Prefix) bool { return p.Addr().Is6() }) {
+		if len(s.regions) > maxEmbedded {
+			s.coarse = true
+			v4, v6 = edgesOf(slices.Concat(before, after, s.never, specialRanges()))
+		}
 		out = append(out, embedded(v4, v6)...)
 	}
 	local := netip.MustParsePrefix(nat64Local)
@@ -124,6 +178,18 @@ func (s *addressSet) candidates(before, after []netip.Prefix) []netip.Addr {
 		s.inexact = true
 	}
 	return out
+}
+
+// edgesOf returns the edges of the ranges of each family.
+func edgesOf(ranges []netip.Prefix) (v4, v6 []netip.Addr) {
+	for _, p := range ranges {
+		if p.Addr().Is4() {
+			v4 = append(v4, edges(p)...)
+		} else {
+			v6 = append(v6, edges(p)...)
+		}
+	}
+	return v4, v6
 }
 
 // edges returns the first and the last address of a range, and their neighbours.

@@ -21,6 +21,7 @@ var (
 	upgradeTexts = []string{"websocket", "spdy/3.1"}
 	socketTexts  = []string{"/run/a.sock", "/run/b/c.sock", "@d"}
 	rangeTexts   = []string{"10.0.0.0/8", "10.1.0.0/16", "93.184.0.0/16", "2001:4860::/32", "64:ff9b::/96", "2002::/16", "fe80::/10", "::/0", "0.0.0.0/0", "2001::/32", "2606:4700::5efe:0:0/112"}
+	placeTexts   = []string{"10.0.0.0/8", "93.184.0.0/16", "93.184.1.1", "8.8.8.0/24", "2001:4860::/32", "64:ff9b::/96", "0.0.0.0/0", "::/0", "b.a.example", "a.example", "192.0.2.7"}
 	// ladderTexts together hold every path of up to two segments.
 	ladderTexts = []string{"/", "/*", "/*/", "/*/*", "/*/*/"}
 )
@@ -92,6 +93,9 @@ func drawRule(t *rapid.T, id string) authz.Rule {
 		r.Limits.Requests = drawLimit(t)
 	}
 	drawEnd(t, &r)
+	if one(t, 4, "regions") {
+		r.Data.Regions = drawSome(t, []string{"eu", "us"}, 2, "region")
+	}
 	r.Timeout = authz.Duration(rapid.SampledFrom([]time.Duration{0, 0, time.Second, time.Minute}).Draw(t, "timeout"))
 	if r.To.Scheme == authz.SchemeTLS || r.To.Scheme == authz.SchemeTCP {
 		return r
@@ -163,6 +167,17 @@ func drawGuardrail(t *rapid.T) authz.Guardrail {
 	return g
 }
 
+// drawRegions returns a guardrail that defines regions.
+func drawRegions(t *rapid.T) authz.Guardrail {
+	places := func(label string) (out []authz.Place) {
+		for _, text := range drawSome(t, placeTexts, 3, label) {
+			out = append(out, authz.Place(text))
+		}
+		return out
+	}
+	return authz.Guardrail{Name: "places", Plugins: []string{"**"}, Regions: map[string][]authz.Place{"eu": places("eu"), "us": places("us")}}
+}
+
 func drawInput(t *rapid.T) authz.Input {
 	in := authz.Input{Plugin: "p"}
 	for i := range rapid.IntRange(0, 2).Draw(t, "grants") {
@@ -171,6 +186,7 @@ func drawInput(t *rapid.T) authz.Input {
 	if one(t, 3, "guardrails") {
 		in.Guardrails = []authz.Guardrail{drawGuardrail(t)}
 	}
+	in.Guardrails = append(in.Guardrails, drawRegions(t))
 	if one(t, 8, "observe") {
 		in.Observe, in.ObserveUntil = true, drawTime(t, "sidecarObserves")
 	}
@@ -219,9 +235,14 @@ func cloned(in authz.Input) authz.Input {
 func drawEdit(t *rapid.T, in authz.Input) authz.Input {
 	in.Grants = slices.Clone(in.Grants)
 	if len(in.Grants) == 0 || one(t, 8, "guardrails are edited") {
-		in.Guardrails = nil
+		regions := in.Guardrails[len(in.Guardrails)-1]
+		if one(t, 2, "other regions") {
+			regions = drawRegions(t)
+		}
+		in.Guardrails = []authz.Guardrail{regions}
 		if one(t, 2, "guardrail") {
-			in.Guardrails = []authz.Guardrail{drawGuardrail(t)}
+			in.Guardrails = append(in.Guardrails, drawGuardrail(t))
+			slices.Reverse(in.Guardrails)
 		}
 		return in
 	}
@@ -256,7 +277,7 @@ func drawEdit(t *rapid.T, in authz.Input) authz.Input {
 
 // editField gives a rule one field of another one.
 func editField(t *rapid.T, r *authz.Rule, other authz.Rule) {
-	switch rapid.IntRange(0, 16).Draw(t, "field") {
+	switch rapid.IntRange(0, 17).Draw(t, "field") {
 	case 0:
 		r.To.Hosts, r.WildcardCredential = other.To.Hosts, r.Credential != ""
 	case 1:
@@ -285,6 +306,8 @@ func editField(t *rapid.T, r *authz.Rule, other authz.Rule) {
 		if r.EncodedSlash = "allow"; len(r.Paths) == 0 {
 			r.EncodedSlash = "" // a tunnel
 		}
+	case 17:
+		r.Data.Regions = other.Data.Regions
 	case 12:
 		if r.ID = "s"; r.Limits == (authz.Limits{}) {
 			r.Limits.Requests = drawLimit(t)

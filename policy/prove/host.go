@@ -15,7 +15,7 @@ type fresh struct {
 	segment string // the beginning of a path segment
 	method  string
 	upgrade string
-	fact    string // after the prefix of a fact's name
+	facts   []authz.Fact // the patterns of facts that the policies hold
 	port    uint16
 }
 
@@ -50,7 +50,7 @@ func newFresh(before, after *side) fresh {
 		}),
 		method:  strings.ToUpper(unused(func(s string) bool { return methods[strings.ToUpper(s)] })),
 		upgrade: unused(func(s string) bool { return upgrades[s] }),
-		fact:    freshFact(before, after),
+		facts:   patternsOf(before, after),
 		port:    4433,
 	}
 	for ports[f.port] {
@@ -88,6 +88,13 @@ func (s *side) hostTexts() (out []string) {
 		for _, n := range g.Never {
 			out = append(out, n.Hosts...)
 		}
+		for _, region := range slices.Sorted(maps.Keys(g.Regions)) {
+			for _, place := range g.Regions[region] {
+				if !strings.Contains(string(place), "/") {
+					out = append(out, string(place))
+				}
+			}
+		}
 	}
 	return out
 }
@@ -109,7 +116,7 @@ func (c *comparison) hosts() []string {
 	}
 	if c.observing() {
 		set[c.fresh.label] = true
-		for _, addr := range c.addresses.candidates(nil, nil) {
+		for _, addr := range c.addresses.judgedApart() {
 			set[addr.String()] = true
 		}
 		if c.never != nil && c.never.address.IsValid() {
@@ -203,6 +210,12 @@ func (l *local) shapes() (out []shape) {
 			// The rule still wins what it grants, and then observes everything else.
 			s.methods, s.upgrades, s.paths = l.methods(), l.upgrades(), l.paths(append([]pattern{anyPath()}, r.paths...))
 			s.contents = append(s.contents, l.contents(nil)...)
+		}
+		if s.scheme.Database() {
+			s.contents = nil
+			for _, m := range r.matchers(l.c.observing()) {
+				s.contents = append(s.contents, l.contents(m)...)
+			}
 		}
 		out = append(out, s)
 		if r.rule.To.TLS.Originate {

@@ -14,7 +14,8 @@ import (
 	"github.com/chaperone-proxy/chaperone/policy"
 )
 
-// Pattern is a set of requests, as in GET,HEAD https://*.a.example:8443/b/**.
+// Pattern is a set of requests, as in GET,HEAD https://*.a.example:8443/b/**, or of
+// statements, as in postgres://db.internal/shop DELETE FROM orders.
 type Pattern struct {
 	Text string
 
@@ -23,7 +24,8 @@ type Pattern struct {
 	anyHost   bool
 	anyPort   bool
 	anyMethod bool
-	address   netip.Addr // of the host, if it is an IP literal
+	address   netip.Addr   // of the host, if it is an IP literal
+	facts     []authz.Fact // each of which a request to a database has; a * at the end of a name is a prefix
 }
 
 // Parts of a request that the pattern does not state are replaced by these, before the
@@ -38,11 +40,19 @@ const (
 // host. Without a port it holds every port, and without a path every path: a prohibition
 // does not depend on defaults. A host that is an address also holds the names that resolve
 // to it, and the IPv6 addresses that embed it.
+//
+// Of a database, the path is the name of the database, and every database without it. The
+// URL of a database with a statement holds each statement that does what this one does, and
+// more; facts in place of the statement may end in *.
 func ParsePattern(text string) (Pattern, error) {
 	fail := func(format string, args ...any) (Pattern, error) {
 		return Pattern{}, fmt.Errorf("pattern %q: %w", text, fmt.Errorf(format, args...))
 	}
 	fields := strings.Fields(text)
+	statement := ""
+	if w := policy.ParseWords(strings.TrimSpace(text)); policy.DatabaseScheme(w.URL) != "" && strings.HasPrefix(strings.TrimSpace(text), w.URL) {
+		fields, statement = []string{"*", w.URL}, w.Statement
+	}
 	if len(fields) != 2 {
 		return fail("write METHODS and URL, as in * https://169.254.169.254/**")
 	}
@@ -50,7 +60,7 @@ func ParsePattern(text string) (Pattern, error) {
 	if !ok {
 		return fail("%q is not a URL, as in https://api.weather.example/v1/**", fields[1])
 	}
-	p := Pattern{Text: strings.Join(fields, " "), rule: authz.Rule{ID: "never", Reason: "a pattern", EncodedSlash: "allow"}}
+	p := Pattern{Text: strings.Join(strings.Fields(text), " "), rule: authz.Rule{ID: "never", Reason: "a pattern", EncodedSlash: "allow"}}
 	if scheme != "*" {
 		p.schemes = []authz.Scheme{authz.Scheme(scheme)}
 		if authz.Scheme(scheme) != authz.SchemeTCP && authz.Scheme(scheme).DefaultPort() == 0 {
@@ -61,6 +71,13 @@ func ParsePattern(text string) (Pattern, error) {
 	if i := strings.IndexByte(rest, '/'); i >= 0 {
 		rest, path = rest[:i], rest[i:]
 	}
+	if authz.Scheme(scheme).Database() {
+		var err error
+		if p.facts, err = databaseFacts(authz.Scheme(scheme), path, statement); err != nil {
+			return fail("%w", err)
+		}
+		path = "/**"
+	}
 	p.rule.Paths = []string{path}
 	p.methods(fields[0])
 	if err := p.authority(rest); err != nil {
@@ -70,6 +87,25 @@ func ParsePattern(text string) (Pattern, error) {
 		return fail("%s", problems[0].Message)
 	}
 	return p, nil
+}
+
+// databaseFacts returns the facts of a statement, and of the database that the path of its URL
+// names.
+func databaseFacts(scheme authz.Scheme, path, statement string) ([]authz.Fact, error) {
+	const nameless = "any"
+	w := policy.Words{Method: "CONNECT", URL: string(scheme) + "://" + anyName + path, Statement: statement}
+	if statement != "" {
+		w.Method = ""
+	}
+	if strings.Trim(strings.TrimSuffix(path, "**"), "/") == "" {
+		w.URL = string(scheme) + "://" + anyName + "/" + nameless
+	}
+	req, err := policy.Request(neverPlugin, w)
+	if err != nil {
+		return nil, err
+	}
+	facts := policy.ParseFacts(req.Facts)
+	return slices.DeleteFunc(facts, func(f authz.Fact) bool { return policy.IsDatabase(f) && f.Name == nameless }), nil
 }
 
 func (p *Pattern) methods(text string) {
@@ -129,9 +165,23 @@ func (n *never) holdsScheme(s authz.Scheme) bool {
 	return n.schemes == nil || slices.Contains(n.schemes, s) || s == authz.SchemeTCP || s == authz.SchemeTLS && slices.Contains(n.schemes, authz.SchemeHTTPS)
 }
 
+// holdsFacts reports whether a request has a fact for each of the pattern's.
+func (n *never) holdsFacts(facts authz.Facts) bool {
+	all := policy.ParseFacts(facts)
+	for _, p := range n.facts {
+		if !slices.ContainsFunc(all, func(f authz.Fact) bool { return grantsFact([]authz.Fact{p}, f) }) {
+			return false
+		}
+	}
+	return true
+}
+
 // holds reports whether the pattern holds a request to a destination.
 func (n *never) holds(req authz.Request, to authz.Destination, at time.Time) bool {
 	if !n.holdsScheme(to.Scheme()) {
+		return false
+	}
+	if to.Scheme().Database() && !n.holdsFacts(req.Facts) {
 		return false
 	}
 	host, port, target := to.Host(), to.Port(), to.Path()
@@ -214,7 +264,7 @@ func (c *comparison) reaching(now authz.Decision, to authz.Destination) netip.Ad
 		}
 		return netip.Addr{}
 	}
-	pair := addressPair{after: ruleName{now.Grant, now.Rule}}
+	pair := c.addresses.pair(authz.Decision{}, now, to)
 	witness, known := c.judged[pair]
 	if known {
 		return witness

@@ -1,6 +1,7 @@
 package prove
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"net/netip"
@@ -54,6 +55,10 @@ type Finding struct {
 	Socket   string     // of KindSocket
 	Limit    Limit      // of KindLimit: the limit of the old policy
 	Old, New Answer
+	// Facts are those of the request's content that show the difference, each by itself with
+	// the connection's; together if no single one does. They are as the rule names them: of
+	// one kind, unless they show it together.
+	Facts []authz.Fact
 	// Never reports that the finding is of [Never]: Old is not set.
 	Never bool
 }
@@ -78,7 +83,11 @@ type Options struct {
 	Plugin authz.Principal // the plugin that makes the requests
 	At     time.Time       // the instant from which the comparison holds
 	Most   int             // findings; 0 for all
+
+	facts int // that a request has at most; 0 for authz.MaxFacts
 }
+
+func (o Options) maxFacts() int { return cmp.Or(o.facts, authz.MaxFacts) }
 
 // Compare asks both policies every kind of request that the plugin can make. It
 // returns an error only for options that are not valid; when ctx ends, the result is
@@ -122,10 +131,12 @@ type comparison struct {
 	never         *never // of a proof that requests are never allowed
 
 	addresses addressSet
-	// largeContent reports that a rule grants more facts than one request can have.
+	// largeContent reports that a rule grants more facts than one request can have, and that
+	// more rules than that do not grant all of them.
 	largeContent bool
 	// tooLong reports that a class of requests has no example that is short enough.
 	tooLong   bool
+	patterns  map[authz.Fact]authz.Fact // that facts of requests stand for
 	limitEnds []time.Time
 	limited   map[limitPair]bool         // the pairs that were compared
 	judged    map[addressPair]netip.Addr // the witness of each pair of winners that was compared, invalid without one
@@ -143,12 +154,15 @@ type findingKey struct {
 	action           authz.Action
 	limit            counter
 	socket           string
+	content          authz.Facts    // the whole content that was compared
+	fact             authz.FactKind // of what shows the difference
 }
 
 func newComparison(before, after *side, o Options) *comparison {
 	c := &comparison{
 		opts: o, before: before, after: after, doors: policy.Doors(), limitEnds: limitEnds(before, after), limited: map[limitPair]bool{},
 		judged: map[addressPair]netip.Addr{}, kept: map[counter]*keptBy{}, seen: map[findingKey]bool{},
+		patterns: map[authz.Fact]authz.Fact{},
 	}
 	c.fresh = newFresh(before, after)
 	c.addresses = newAddressSet(before, after)
@@ -157,15 +171,18 @@ func newComparison(before, after *side, o Options) *comparison {
 
 func (c *comparison) result(complete bool) Result {
 	// Not every combination of addresses within nat64Local is compared.
-	c.out.Complete = complete && !c.addresses.inexact && !c.tooLong && !c.largeContent
+	c.out.Complete = complete && !c.addresses.inexact && !c.addresses.coarse && !c.tooLong && !c.largeContent
 	if c.addresses.inexact {
 		c.out.Inexact = append(c.out.Inexact, "not every address within 64:ff9b:1::/48 (RFC 8215) was compared; leave addresses in it as they were")
+	}
+	if c.addresses.coarse {
+		c.out.Inexact = append(c.out.Inexact, fmt.Sprintf("regions of more than %d prefixes were not compared for IPv6 addresses that embed an IPv4 address; leave such addresses out of to.addresses", maxEmbedded))
 	}
 	if c.tooLong {
 		c.out.Inexact = append(c.out.Inexact, "requests that are almost as long as they can be were not compared; shorten the longest paths and hosts, or leave them as they were")
 	}
 	if c.largeContent {
-		c.out.Inexact = append(c.out.Inexact, fmt.Sprintf("rules that grant more than %d facts were compared by a part of the sets that a request can have; divide them", authz.MaxFacts))
+		c.out.Inexact = append(c.out.Inexact, fmt.Sprintf("rules that grant more than %d facts beside more than %d other rules for the host were compared by a part of their requests; divide them", authz.MaxFacts, authz.MaxFacts))
 	}
 	if slices.ContainsFunc(c.out.Findings, func(f Finding) bool { return f.Kind == KindLimit }) {
 		c.out.Inexact = append(c.out.Inexact, "limits are compared one by one: several that together are not higher are reported too")
@@ -254,12 +271,26 @@ func (c *comparison) report(f Finding) {
 	key := findingKey{
 		kind: f.Kind, oldRule: f.Old.RuleName(), newRule: f.New.RuleName(), oldReason: f.Old.Reason,
 		scheme: f.Request.Destination.Scheme(), action: f.Request.Action, limit: f.Limit.counter, socket: f.Socket,
+		content: f.Request.Facts,
 	}
 	if c.seen[key] || c.full() {
 		return
 	}
 	c.seen[key] = true
-	c.out.Findings = append(c.out.Findings, f)
+	if f.Request.Facts.IsZero() {
+		c.out.Findings = append(c.out.Findings, f)
+		return
+	}
+	key.content = authz.Facts{}
+	for _, one := range c.narrowed(f) {
+		if len(one.Facts) > 0 {
+			key.fact = one.Facts[0].Kind
+		}
+		if !c.seen[key] && !c.full() {
+			c.seen[key] = true
+			c.out.Findings = append(c.out.Findings, one)
+		}
+	}
 }
 
 // weaker reports whether terms demand less than those of the old policy: a lower TLS

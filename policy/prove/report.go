@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/chaperone-proxy/chaperone/authz"
+	"github.com/chaperone-proxy/chaperone/internal/phrase"
+	"github.com/chaperone-proxy/chaperone/internal/printable"
 	"github.com/chaperone-proxy/chaperone/policy"
 )
 
@@ -43,16 +45,18 @@ type Report struct {
 
 // Demonstration is a finding as it is shown: a request, and both decisions.
 type Demonstration struct {
-	Kind    Kind      `json:"kind"`
-	Summary string    `json:"summary"`
-	Method  string    `json:"method,omitempty"`
-	URL     string    `json:"url,omitempty"`
-	Upgrade string    `json:"upgrade,omitempty"`
-	At      time.Time `json:"at"`
-	Door    string    `json:"door,omitempty"`
-	Address string    `json:"address,omitempty"`
-	Old     *Decided  `json:"old,omitempty"` // nil of a request that is never to be allowed
-	New     Decided   `json:"new"`
+	Kind    Kind   `json:"kind"`
+	Summary string `json:"summary"`
+	Method  string `json:"method,omitempty"`
+	URL     string `json:"url,omitempty"`
+	// Statement is that of a database's session, or its facts, as explain takes them.
+	Statement string    `json:"statement,omitempty"`
+	Upgrade   string    `json:"upgrade,omitempty"`
+	At        time.Time `json:"at"`
+	Door      string    `json:"door,omitempty"`
+	Address   string    `json:"address,omitempty"`
+	Old       *Decided  `json:"old,omitempty"` // nil of a request that is never to be allowed
+	New       Decided   `json:"new"`
 	// Position is where the rule of the new policy is written, or what lets it observe.
 	Position string `json:"position,omitempty"`
 	// Explain are the arguments of chaperone explain that show the decision of either side,
@@ -65,9 +69,14 @@ type Demonstration struct {
 // Request returns the request as METHOD URL, with its upgrade behind it.
 func (d *Demonstration) Request() string {
 	if d.Upgrade == "" {
-		return d.Method + " " + d.URL
+		return d.Words().String()
 	}
-	return d.Method + " " + d.URL + ", upgrade " + d.Upgrade
+	return d.Words().String() + ", upgrade " + d.Upgrade
+}
+
+// Words returns the request in words.
+func (d *Demonstration) Words() policy.Words {
+	return policy.Words{Method: d.Method, URL: d.URL, Statement: d.Statement, Upgrade: d.Upgrade}
 }
 
 // Decided is the decision of one side.
@@ -116,11 +125,12 @@ func Show(f Finding, plugin string, after *policy.Subject) Demonstration {
 			d.Old.Allowed, d.Old.Reason = false, authz.AddressNotAllowed.String()
 		}
 	}
-	d.Method, d.URL, d.Upgrade = policy.Text(f.Request)
+	w := policy.Text(f.Request)
+	d.Method, d.URL, d.Statement, d.Upgrade = w.Method, w.URL, w.Statement, w.Upgrade
 	if d.Upgrade != "" {
 		d.Explain = append(d.Explain, "--upgrade", d.Upgrade)
 	}
-	d.Explain = append(d.Explain, d.Method, d.URL)
+	d.Explain = append(d.Explain, w.Args()...)
 	if at, ok := Place(f, after); ok {
 		d.Position = at.String()
 	}
@@ -171,7 +181,7 @@ func (f Finding) Summary() string {
 		if f.New.Reason == authz.Observed {
 			return "allowed while something observes, was " + f.Old.Reason.String()
 		}
-		return "allowed, was " + f.Old.Reason.String()
+		return "allowed, was " + f.Old.Reason.String() + ContentText(f.Facts)
 	case KindCredential:
 		return fmt.Sprintf("injects the credential %s, was %s", f.New.Credential, cmp.Or(f.Old.Credential, "without one"))
 	case KindUpstream:
@@ -192,6 +202,23 @@ func (f Finding) Summary() string {
 		return "the socket " + f.Socket + " may be used"
 	}
 	return string(f.Kind)
+}
+
+// ContentText names the facts that show a finding as the end of a sentence.
+func ContentText(facts []authz.Fact) string {
+	const most = 10
+	var names []string
+	for i, f := range facts {
+		if i == most {
+			names = append(names, fmt.Sprintf("%d more", len(facts)-most))
+			break
+		}
+		names = append(names, printable.Text(f.Name))
+	}
+	if len(names) == 0 {
+		return ""
+	}
+	return ": " + string(facts[0].Kind) + " " + phrase.List(names)
 }
 
 func weakerTerms(now, was authz.Terms) string {

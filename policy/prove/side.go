@@ -212,7 +212,7 @@ func (l *local) doors(all []policy.Door) []policy.Door {
 
 // conditions returns conditions among which are all that the rule states.
 func (r *ruleText) conditions() (c authz.Conditions) {
-	if len(r.rule.To.Addresses) > 0 {
+	if len(r.rule.To.Addresses) > 0 || len(r.rule.Data.Regions) > 0 {
 		c |= authz.ConditionAddresses
 	}
 	if r.rule.To.TLS != (authz.TLS{}) {

@@ -46,6 +46,33 @@ func neverRange(text string) func(g *authz.Guardrail) {
 	}
 }
 
+// placed returns a policy of one rule for hosts in regions, which a guardrail defines.
+func placed(hosts, regions []string, defined map[string][]authz.Place) authz.Input {
+	in := rules(first(func(r *authz.Rule) { r.To.Hosts, r.Data.Regions = hosts, regions }), "/")
+	return guarded(in, func(g *authz.Guardrail) { g.Regions = defined })
+}
+
+// regionTraps are changes of regions.
+func regionTraps() []trap {
+	a, wild := []string{"a.example"}, []string{"*.a.example"}
+	eu, both := []string{"eu"}, []string{"eu", "us"}
+	defined := map[string][]authz.Place{"eu": {"8.8.8.0/24"}, "us": {"9.9.9.0/24"}}
+	wider := map[string][]authz.Place{"eu": {"8.8.8.0/23"}, "us": {"9.9.9.0/24"}}
+	tagged := map[string][]authz.Place{"eu": {"8.8.8.0/24", "b.a.example"}, "us": {"9.9.9.0/24"}}
+	return []trap{
+		{"a further region", placed(a, eu, defined), placed(a, both, defined), []string{"address 9.9.9.0"}},
+		{"one region less", placed(a, both, defined), placed(a, eu, defined), nil},
+		{"no regions any more", placed(a, eu, defined), placed(a, nil, defined), []string{"address 8.8.7.255", "access GET https://a.example/"}},
+		{"regions for a rule without them", placed(a, nil, defined), placed(a, eu, defined), nil},
+		{"a region that grows", placed(a, eu, defined), placed(a, eu, wider), []string{"address 8.8.9.0"}},
+		{"a region that shrinks", placed(a, eu, wider), placed(a, eu, defined), nil},
+		{"a region that grows and is not used", placed(a, nil, defined), placed(a, nil, wider), nil},
+		{"a host that becomes part of a region", placed(wild, eu, defined), placed(wild, eu, tagged), []string{"address 8.8.7.255", "access GET https://b.a.example/"}},
+		{"a further guardrail that includes more", placed(a, eu, defined), guarded(placed(a, eu, defined), func(g *authz.Guardrail) { g.Name, g.Regions = "more", wider }), nil},
+		{"a guardrail less", guarded(placed(a, eu, wider), func(g *authz.Guardrail) { g.Name, g.Regions = "more", defined }), placed(a, eu, wider), []string{"address 8.8.9.255"}},
+	}
+}
+
 // trap is a change that looks harmless, or wider, and is not.
 type trap struct {
 	name          string
@@ -155,7 +182,7 @@ func limitTraps() []trap {
 }
 
 func TestTraps(t *testing.T) {
-	for _, test := range append(ruleTraps(), limitTraps()...) {
+	for _, test := range slices.Concat(ruleTraps(), limitTraps(), regionTraps()) {
 		t.Run(test.name, func(t *testing.T) {
 			got, err := Compare(context.Background(), snapshotOf(t, test.before), snapshotOf(t, test.after), Options{Plugin: "p", At: noon})
 			if err != nil || !got.Complete {

@@ -40,7 +40,7 @@ func BenchmarkReplay(b *testing.B) {
 	var requests []authz.Request
 	for i := range accesses {
 		url := fmt.Sprintf("https://api-%d.weather.example/v1/resource-%d/%d", i%100/10, i%100, i%5000)
-		req, err := policy.Request(plugin, "GET", url, "")
+		req, err := policy.Request(plugin, policy.Words{Method: "GET", URL: url, Upgrade: ""})
 		if err != nil {
 			b.Fatal(err)
 		}

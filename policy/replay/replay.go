@@ -26,6 +26,7 @@ import (
 const (
 	OtherPlugin = "other_plugin" // the configuration has no policy of the plugin
 	AtExpiry    = "at_expiry"    // a part of the policy ended while the access was being decided
+	MaskedName  = "masked_name"  // a prefix of the policy ends where the name of a key or channel is masked
 )
 
 // Options are the options of a replay.
@@ -51,7 +52,7 @@ func New(subjects []policy.Subject, o Options) (*Replayer, error) {
 		if r.plugins[s.Plugin] != nil {
 			return nil, fmt.Errorf("plugin %s has several policies; name the configuration of one", s.Plugin)
 		}
-		r.plugins[s.Plugin] = &side{subject: s, masked: map[*audit.MaskKey]*authz.Snapshot{}, ends: ends(&s.Input)}
+		r.plugins[s.Plugin] = &side{subject: s, masked: map[*audit.MaskKey]*authz.Snapshot{}, names: policy.NewNames(s.Input), ends: ends(&s.Input)}
 	}
 	return r, nil
 }
@@ -60,15 +61,17 @@ func New(subjects []policy.Subject, o Options) (*Replayer, error) {
 type side struct {
 	subject *policy.Subject
 	masked  map[*audit.MaskKey]*authz.Snapshot // the policy with its literals masked
+	names   *policy.Names                      // for masked names of keys and channels
 	ends    []time.Time                        // sorted: the instants at which a part of the policy ends
 
 	from, to time.Time // no end is after from and not after to; of the last access
 }
 
-// snapshot returns the policy that decides accesses whose paths are masked with a key, or
-// readable ones if it is nil.
-func (s *side) snapshot(key *audit.MaskKey) (*authz.Snapshot, error) {
-	if key == nil {
+// snapshot returns the policy that decides an access: one whose paths are masked with the
+// key of the access's path, or else the readable one.
+func (s *side) snapshot(a *accesslog.Access) (*authz.Snapshot, error) {
+	key := a.MaskKey
+	if key == nil || a.MaskedFacts != nil {
 		return s.subject.Snapshot, nil
 	}
 	if found := s.masked[key]; found != nil {
@@ -164,10 +167,36 @@ func (r *Replayer) decide(a *accesslog.Access) (now answer, why string, err erro
 	if side == nil {
 		return answer{}, OtherPlugin, nil
 	}
-	snapshot, err := side.snapshot(a.MaskKey)
+	snapshot, err := side.snapshot(a)
 	if err != nil {
 		return answer{}, "", err
 	}
+	if a.MaskedFacts == nil {
+		return r.decideOne(side, snapshot, a)
+	}
+	parts, ok := side.names.Resolve(a.Request.Destination.Scheme().Protocol(), a.MaskedFacts, a.MaskKey)
+	switch {
+	case !ok && a.Masked && a.MaskKey == nil:
+		return answer{}, accesslog.MaskedPath, nil
+	case !ok:
+		return answer{}, MaskedName, nil
+	}
+	one := *a
+	for i, facts := range parts { // of several statements, the first that is refused counts
+		one.Request.Facts = facts
+		part, why, err := r.decideOne(side, snapshot, &one)
+		if why != "" || err != nil {
+			return answer{}, why, err
+		}
+		if i == 0 || now.allowed && !part.allowed {
+			now = part
+		}
+	}
+	return now, "", nil
+}
+
+// decideOne decides one request.
+func (r *Replayer) decideOne(side *side, snapshot *authz.Snapshot, a *accesslog.Access) (now answer, why string, err error) {
 	if !r.options.At.IsZero() {
 		return decideAt(snapshot, a, r.options.At), "", nil
 	}

@@ -118,7 +118,7 @@ func drawRequest(t *rapid.T) authz.Request {
 	scheme := rapid.SampledFrom([]string{"https", "http"}).Draw(t, "scheme")
 	host := rapid.SampledFrom([]string{"h.example", "x.example", "y.x.example", "other.test"}).Draw(t, "host")
 	upgrade := rapid.SampledFrom([]string{"", "", "websocket"}).Draw(t, "upgrade")
-	req, err := policy.Request(plugin, method, scheme+"://"+host+"/"+strings.Join(out, "/")+"?q=1", upgrade)
+	req, err := policy.Request(plugin, policy.Words{Method: method, URL: scheme + "://" + host + "/" + strings.Join(out, "/") + "?q=1", Upgrade: upgrade})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -264,7 +264,7 @@ func TestMaskedPrecedence(t *testing.T) {
 	for path, want := range map[string]string{
 		"/v1/forecast/": "z", "/v1/forecast/berlin": "z", "/v1/now/": "b", "/x%2Fy/abcdefg/1": "c", "/x%2Fy/abcdef/1": "a", "/v1/abcdefg/1": "c",
 	} {
-		req, err := policy.Request(plugin, "GET", "https://h.example"+path, "")
+		req, err := policy.Request(plugin, policy.Words{Method: "GET", URL: "https://h.example" + path, Upgrade: ""})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -59,12 +59,18 @@ type Change struct {
 
 // Sample is one access, as explain accepts it.
 type Sample struct {
-	Method   string `json:"method"`
-	URL      string `json:"url"` // without its query; segments may be masked
-	Upgrade  string `json:"upgrade,omitempty"`
-	Decision string `json:"decision"` // its id
-	File     string `json:"file"`
-	Line     int    `json:"line"`
+	Method    string `json:"method,omitempty"`
+	URL       string `json:"url"`                 // without its query; segments may be masked
+	Statement string `json:"statement,omitempty"` // of a database, with the facts of the recorded one
+	Upgrade   string `json:"upgrade,omitempty"`
+	Decision  string `json:"decision"` // its id
+	File      string `json:"file"`
+	Line      int    `json:"line"`
+}
+
+// Words returns the access in words.
+func (s *Sample) Words() policy.Words {
+	return policy.Words{Method: s.Method, URL: s.URL, Statement: s.Statement, Upgrade: s.Upgrade}
 }
 
 type class uint8
@@ -102,10 +108,10 @@ func (r *Replayer) compare(a *accesslog.Access, old, now answer) {
 	case !old.allowed && now.allowed:
 		c = widens
 	case old.Verdict == now.Verdict:
-		r.result.Unchanged++
+		r.result.Unchanged += a.Count
 		return
 	case !old.allowed:
-		r.result.Unchanged++
+		r.result.Unchanged += a.Count
 		c = otherReason
 	default:
 		c = changed
@@ -116,15 +122,16 @@ func (r *Replayer) compare(a *accesslog.Access, old, now answer) {
 		found = &Change{Plugin: a.Plugin, Old: old.Verdict, New: now.Verdict, First: a.Time, Sample: sample(a)}
 		r.changes[key] = found
 	}
-	found.Count++
+	found.Count += a.Count
 	found.First, found.Last = earlier(found.First, a.Time), later(found.Last, a.Time)
 }
 
 func sample(a *accesslog.Access) Sample {
-	method, _, upgrade := policy.Text(a.Request)
-	to := a.Request.Destination
-	// The path is the record's, which has fewer masks than the request.
-	return Sample{method, string(to.Scheme()) + "://" + to.Authority() + a.Path, upgrade, a.Decision, a.File, a.Line}
+	w := policy.Text(a.Request)
+	if to := a.Request.Destination; to.Scheme().HTTP() { // the path is the record's, which has fewer masks than the request
+		w.URL = string(to.Scheme()) + "://" + to.Authority() + a.Path
+	}
+	return Sample{w.Method, w.URL, w.Statement, w.Upgrade, a.Decision, a.File, a.Line}
 }
 
 func earlier(a, b time.Time) time.Time {

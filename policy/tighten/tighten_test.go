@@ -79,14 +79,19 @@ func write(t *testing.T, grant string, urls ...string) (file, log string) {
 	record(authz.Record{Kind: authz.KindReload, Allowed: true, Files: map[string]string{"grant.yaml": hex.EncodeToString(sum[:])}})
 	for i, url := range urls {
 		advance(noon.Add(-time.Duration(300-i) * day))
-		req, err := policy.Request("weather", "GET", url, "")
+		w := policy.ParseWords(url)
+		if strings.HasPrefix(url, "https://") {
+			w = policy.Words{Method: "GET", URL: url}
+		}
+		req, err := policy.Request("weather", w)
 		if err != nil {
 			t.Fatal(err)
 		}
 		to := req.Destination
 		record(authz.Record{
 			Kind: authz.KindDecision, Door: authz.DoorProxy, Decision: fmt.Sprint(i), Allowed: true, Reason: "granted", Grant: "weather", Rule: "read",
-			Method: "GET", Scheme: string(to.Scheme()), Host: to.Host(), Port: to.Port(), Path: to.Path(), Protocol: "http/1.1",
+			Method: req.Action.Method, Scheme: string(to.Scheme()), Host: to.Host(), Port: to.Port(), Path: to.Path(),
+			Protocol: string(req.Facts.Protocol()), Facts: req.Facts.All(),
 		})
 	}
 	advance(noon)

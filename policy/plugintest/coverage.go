@@ -7,10 +7,12 @@ import (
 	"time"
 
 	"github.com/chaperone-proxy/chaperone/authz"
+	"github.com/chaperone-proxy/chaperone/policy"
 )
 
 // Coverage is the share of a policy that expectations use. A part of a rule is a host, a
-// port, a method, a path or an upgrade that it lists.
+// port, a method, a path or an upgrade that it lists, or a name of what it grants of the
+// content of requests.
 type Coverage struct {
 	Rules        int             `json:"rules"`
 	CoveredRules int             `json:"coveredRules"` // by which a request of an allow that passes is granted
@@ -30,7 +32,7 @@ type UncoveredRule struct {
 
 // UncoveredPart is one part of a rule that no expectation uses.
 type UncoveredPart struct {
-	Field string `json:"field"` // hosts, ports, methods, paths or upgrades
+	Field string `json:"field"` // hosts, ports, methods, paths or upgrades, or as in statements.verbs
 	Value string `json:"value"`
 	Place
 }
@@ -91,6 +93,7 @@ type coveredRule struct {
 	place Place
 	used  bool
 	parts []*rulePart
+	spec  *authz.Rule
 }
 
 // Cover returns the coverage of all rules of the suites' policies by their expectations.
@@ -135,13 +138,19 @@ func (s *Suite) place(document authz.Origin, field string) Place {
 // coveredRule returns a rule of which nothing is used yet.
 func (s *Suite) coveredRule(g *authz.Grant, index int, place Place) *coveredRule {
 	r := g.Rules[index]
-	out := &coveredRule{name: g.Name + "/" + r.ID, place: place}
+	out := &coveredRule{name: g.Name + "/" + r.ID, place: place, spec: &g.Rules[index]}
 	for _, part := range partsOf(&r) {
 		for i, value := range part.values {
 			one := r
 			part.only(&one, i)
 			at := s.place(g.Origin, fmt.Sprintf("spec.rules[%d].%s[%d]", index, part.path, i))
 			out.parts = append(out.parts, &rulePart{field: part.field, value: value, place: at, alone: s.alone(g, one)})
+		}
+	}
+	for _, part := range policy.Parts(r.Content) {
+		for i, value := range part.Values {
+			at := s.place(g.Origin, fmt.Sprintf("spec.rules[%d].%s[%d]", index, part.Field, i))
+			out.parts = append(out.parts, &rulePart{field: part.Field, value: value, place: at})
 		}
 	}
 	return out
@@ -168,12 +177,17 @@ func partsOf(r *authz.Rule) []partList {
 	}
 }
 
-// alone returns the policy of one rule, without a credential, a mode and limits: they do
-// not matter for what it matches. It is nil for a rule that cannot stand alone.
+// alone returns the policy of one rule, without a credential, a mode, limits and data: they
+// do not matter for what it matches. It is nil for a rule that cannot stand alone.
 func (s *Suite) alone(g *authz.Grant, r authz.Rule) *authz.Snapshot {
-	r.Credential, r.WildcardCredential, r.Insecure = "", false, false
-	r.Mode, r.ObserveUntil, r.Limits = authz.ModeEnforce, time.Time{}, authz.Limits{}
+	if !r.To.Scheme.Database() { // its rules must have a credential
+		r.Credential, r.WildcardCredential, r.Insecure = "", false, false
+	}
+	r.Mode, r.ObserveUntil, r.Limits, r.Data = authz.ModeEnforce, time.Time{}, authz.Limits{}, authz.Data{}
 	grant := authz.Grant{Name: g.Name, Plugin: g.Plugin, NotAfter: g.NotAfter, Rules: []authz.Rule{r}}
+	if r.Credential != "" {
+		grant.Credentials = g.Credentials
+	}
 	compiled, problems := authz.Compile(authz.Input{Plugin: s.Plugin, Grants: []authz.Grant{grant}}, s.at)
 	if len(problems) > 0 {
 		return nil
@@ -209,6 +223,20 @@ func (r *coveredRule) use(e *expectation) {
 		}
 		if best != nil {
 			best.used = true
+		}
+	}
+	r.useContent(policy.ParseFacts(e.request.Facts))
+}
+
+// useContent marks the names by which the rule grants what a request does.
+func (r *coveredRule) useContent(facts []authz.Fact) {
+	for _, part := range policy.Parts(r.spec.Content) {
+		for _, at := range part.Used(facts) {
+			for _, p := range r.parts {
+				if p.field == part.Field && p.value == part.Values[at] {
+					p.used = true
+				}
+			}
 		}
 	}
 }

@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/chaperone-proxy/chaperone/authz"
+	"github.com/chaperone-proxy/chaperone/configs"
+	"github.com/chaperone-proxy/chaperone/policy"
 	"github.com/chaperone-proxy/chaperone/policy/prove"
 )
 
@@ -344,7 +346,11 @@ func (s *Suite) ruleMutants(gi, ri int) (out []mutant) {
 	if len(r.To.Addresses) > 0 {
 		add(".to.addresses", "without addresses", func(r *authz.Rule) { r.To.Addresses = nil })
 	}
+	if len(r.Data.Regions) > 0 {
+		add(".data.regions", "without regions", func(r *authz.Rule) { r.Data.Regions = nil })
+	}
 	httpMutants(r, add)
+	contentMutants(r, add)
 	if r.Mode != authz.ModeObserve {
 		add("", "mode observe", func(r *authz.Rule) { r.Mode, r.ObserveUntil = authz.ModeObserve, g.NotAfter })
 	}
@@ -376,9 +382,58 @@ func httpMutants(r *authz.Rule, add func(field, change string, edited func(r *au
 	}
 }
 
+// contentMutants adds what is wider in each list of what a rule grants of a database, and
+// opaque statements.
+func contentMutants(r *authz.Rule, add func(field, change string, edited func(r *authz.Rule))) {
+	if !r.To.Scheme.Database() {
+		return
+	}
+	parts := policy.Parts(r.Content)
+	set := func(p policy.Part, place string, values ...string) {
+		if change := values[len(values)-1]; !slices.Contains(values[:len(values)-1], change) {
+			add(place, p.Field+" with "+quote(change), func(r *authz.Rule) { policy.SetPart(r, p.Field, values) })
+		}
+	}
+	for _, p := range parts {
+		place := "." + p.Field
+		switch p.Kind {
+		case authz.FactVerb:
+			for _, verb := range []string{"select", "insert", "delete"} {
+				set(p, place, append(slices.Clone(p.Values), verb)...)
+			}
+		case authz.FactCommand:
+			set(p, place, append(slices.Clone(p.Values), "@all")...)
+		case authz.FactDatabase:
+			set(p, place, append(slices.Clone(p.Values), "*")...)
+		default:
+			for i, value := range p.Values {
+				if wide := widerName(value); wide != "" {
+					set(p, fmt.Sprintf("%s[%d]", place, i), append(slices.Clone(p.Values), wide)...)
+				}
+			}
+		}
+	}
+	if r.Opaque != authz.OpaqueAllow {
+		add("", "opaque allow", func(r *authz.Rule) {
+			r.Opaque = authz.OpaqueAllow
+			r.Matcher = configs.Matcher(r)
+		})
+	}
+}
+
+// widerName returns the prefix over a name of a table, a function, a key or a channel: up to
+// its last separator, or every name. It is "" if every name is granted already.
+func widerName(name string) string {
+	name = strings.TrimSuffix(name, "*")
+	if name == "" || name == "safe" || name == "catalog" {
+		return ""
+	}
+	return name[:strings.LastIndexAny(name[:len(name)-1], ".:/")+1] + "*"
+}
+
 // credentialMutants adds the rule without its credential and with another of the grant.
 func credentialMutants(g *authz.Grant, r *authz.Rule, add func(field, change string, edited func(r *authz.Rule))) {
-	if r.Credential == "" {
+	if r.Credential == "" || r.To.Scheme.Database() { // a session needs its one credential
 		return
 	}
 	add(".credential", "without its credential", func(r *authz.Rule) { r.Credential, r.WildcardCredential, r.Insecure = "", false, false })

@@ -9,6 +9,7 @@ import (
 
 	"github.com/chaperone-proxy/chaperone/authz"
 	"github.com/chaperone-proxy/chaperone/internal/phrase"
+	"github.com/chaperone-proxy/chaperone/policy"
 	"github.com/chaperone-proxy/chaperone/policy/prove"
 )
 
@@ -116,7 +117,7 @@ func (e *expectation) test(ctx context.Context, s *authz.Snapshot) outcome {
 // decide decides the request, and the address that it resolves to if it is known.
 func (e *expectation) decide(s *authz.Snapshot) outcome {
 	if e.malformed != nil {
-		return outcome{reason: authz.MalformedRequest, detail: e.malformed.Error()}
+		return outcome{reason: policy.ReasonOf(e.malformed), detail: e.malformed.Error()}
 	}
 	d := s.Decide(e.request, authz.Usage{}, e.at)
 	o := outcome{reason: d.Reason, decision: d}
@@ -250,7 +251,7 @@ func (o *outcome) text() string {
 func (e *expectation) describeFinding(r *Result, f *prove.Finding) {
 	shown := prove.Show(*f, e.suite.Plugin, &e.suite.subject)
 	r.Expected, r.Detail, r.Rule, r.Explain = e.expected(), shown.Summary, shown.Position, "explain"
-	r.Got = fmt.Sprintf("%s %s: %s", shown.Method, shown.URL, shown.New.Text())
+	r.Got = shown.Words().String() + ": " + shown.New.Text()
 	for _, word := range shown.Explain {
 		r.Explain += " " + phrase.ShellWord(word)
 	}

@@ -20,7 +20,17 @@ const (
 	ClassPort        Class = "port"        // a port or scheme
 	ClassMethod      Class = "method"      // a method or upgrade
 	ClassPath        Class = "path"        // a path
+	ClassDatabase    Class = "database"    // a database
+	ClassVerb        Class = "verb"        // a verb of SQL
+	ClassTable       Class = "table"       // a table
+	ClassFunction    Class = "function"    // a function
+	ClassSetting     Class = "setting"     // a parameter that statements set
+	ClassCommand     Class = "command"     // a command of Redis
+	ClassKey         Class = "key"         // a key of Redis
+	ClassChannel     Class = "channel"     // a channel of Redis
+	ClassOpaque      Class = "opaque"      // statements whose effect their text does not show
 	ClassAddress     Class = "address"     // an address that a name may resolve to
+	ClassData        Class = "data"        // the classes, regions and retention of data
 	ClassCredential  Class = "credential"  // a credential, by its source and place
 	ClassTerms       Class = "terms"       // TLS or the timeout
 	ClassLimit       Class = "limit"       // a limit
@@ -48,7 +58,17 @@ func Classes() []About {
 		{ClassPort, "Another port or scheme"},
 		{ClassMethod, "Another method or upgrade"},
 		{ClassPath, "Another path"},
+		{ClassDatabase, "Another database"},
+		{ClassVerb, "Another verb of SQL"},
+		{ClassTable, "Another table"},
+		{ClassFunction, "Another function"},
+		{ClassSetting, "Another parameter that statements set"},
+		{ClassCommand, "Another command of Redis"},
+		{ClassKey, "Another key of Redis"},
+		{ClassChannel, "Another channel of Redis"},
+		{ClassOpaque, "Statements whose effect their text does not show"},
 		{ClassAddress, "Another address that a name may resolve to"},
+		{ClassData, "Other classes, regions or retention of data"},
 		{ClassCredential, "Another credential, by its source and place"},
 		{ClassTerms, "Other terms: TLS version, authorities, timeout"},
 		{ClassLimit, "Another limit"},
@@ -262,7 +282,7 @@ func (d direction) change(class Class, f prove.Finding) Change {
 func narrower(f prove.Finding) string {
 	switch f.Kind {
 	case prove.KindAccess:
-		return "denied as " + f.Old.Reason.String() + ", was allowed"
+		return "denied as " + f.Old.Reason.String() + ", was allowed" + prove.ContentText(f.Facts)
 	case prove.KindCredential:
 		if f.Old.Credential == "" {
 			return "carries no credential, was " + f.New.Credential
@@ -323,6 +343,9 @@ func (d direction) accessClass(f prove.Finding) Class {
 	case authz.NoGrant:
 		return ClassHost
 	default:
+	}
+	if len(f.Facts) > 0 && f.Old.Reason == authz.StatementNotGranted {
+		return Class(f.Facts[0].Kind)
 	}
 	near := d.narrow.Explain(f.Request, authz.Usage{}, f.At).Nearest
 	if near == nil {

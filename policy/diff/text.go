@@ -38,6 +38,7 @@ func fields(g *authz.Grant, r *authz.Rule) []field {
 	return []field{
 		{ClassReason, "reason", "reason", r.Reason},
 		{ClassCredential, "credential", "credential", r.Credential},
+		{ClassData, "data", "data", text(r.Data)},
 		{ClassTerms, "timeout", "timeout", timeout},
 		{ClassTerms, "to.tls", "tls", text(r.To.TLS)},
 		{ClassLimit, "limits", "limits", r.Limits.String()},

@@ -24,14 +24,16 @@ type Access struct {
 
 // Learner collects accesses in bounded memory. It is not safe for concurrent use.
 type Learner struct {
-	groups   map[groupKey]*group
-	last     *group // of lastKey: accesses repeat
-	lastKey  groupKey
-	budget   budget
-	most     int // groups
-	calendar Calendar
-	peak     peak
-	left     Left
+	groups map[groupKey]*group
+	// statements are those of databases.
+	statements map[databaseKey]*statements
+	last       *group // of lastKey: accesses repeat
+	lastKey    groupKey
+	budget     budget
+	most       int // groups
+	calendar   Calendar
+	peak       peak
+	left       Left
 }
 
 // groupKey is what a template is never taken across.
@@ -53,7 +55,8 @@ type group struct {
 
 // Left counts accesses that the proposal does not cover, by why.
 type Left struct {
-	// Ungrantable are accesses that no rule can grant: TRACE, and paths with a literal *.
+	// Ungrantable are accesses that no rule can grant: TRACE, paths with a literal *, and
+	// statements that are forbidden.
 	Ungrantable uint64 `json:"ungrantable,omitempty"`
 	// Bounded are accesses to places beyond the bounds of what is kept.
 	Bounded uint64 `json:"bounded,omitempty"`
@@ -64,12 +67,16 @@ func New() *Learner { return NewShare(1) }
 
 // NewShare returns a Learner that is one of n, which share the bounds of one.
 func NewShare(n int) *Learner {
-	return &Learner{groups: map[groupKey]*group{}, budget: budget{maxNodes / n}, most: max(1, maxGroups/n)}
+	return &Learner{groups: map[groupKey]*group{}, statements: map[databaseKey]*statements{}, budget: budget{maxNodes / n}, most: max(1, maxGroups/n)}
 }
 
 // Add takes one access that was allowed or observed.
 func (l *Learner) Add(a Access) {
 	to := a.Request.Destination
+	if to.Scheme().Database() {
+		l.addStatement(a)
+		return
+	}
 	if a.Request.Action.Method == "TRACE" || strings.Contains(to.Path(), "*") {
 		l.left.Ungrantable++
 		return

@@ -59,6 +59,11 @@ type Rule struct {
 	below      []string // hosts of the rule below it
 	credential string   // of a present rule for the host
 	listed     bool     // one of its patterns is listed
+
+	// Of a rule for a database.
+	stars    map[string]star         // by name that ends in *
+	evidence map[string][]suggestion // by field
+	opaque   []string                // kinds of statements that are not granted
 }
 
 // Grant returns the grant, with reason in every rule.
@@ -67,6 +72,11 @@ func (p *Proposal) Grant(reason string) authz.Grant {
 	for i := range p.Rules {
 		r := p.Rules[i].Rule
 		r.Reason = reason
+		for _, c := range p.credentialFor(&r) {
+			if !slices.ContainsFunc(g.Credentials, func(known authz.CredentialSpec) bool { return known.Name == c.Name }) {
+				g.Credentials = append(g.Credentials, c)
+			}
+		}
 		g.Rules = append(g.Rules, r)
 	}
 	return g
@@ -92,6 +102,10 @@ func (l *Learner) Propose(t Terms) *Proposal {
 			rules = append(rules, newRule(key, g, w))
 		}
 	}
+	for _, r := range l.databaseRules() {
+		e.Accesses += r.Count
+		rules = append(rules, r)
+	}
 	e.Accesses += l.left.Bounded
 	slices.SortFunc(rules, compareRules)
 	e.Uncovered += bound(rules)
@@ -108,6 +122,34 @@ func (l *Learner) Propose(t Terms) *Proposal {
 	slices.SortStableFunc(rules, func(a, b Rule) int { return compareBool(b.Undeclared, a.Undeclared) })
 	p.take(rules)
 	return p
+}
+
+// credentialFor sets the credential of a rule for a database to that of the present rule for
+// it, since the login comes before the first statement, and returns its source. Without one
+// it is a name that somebody has to fill in.
+func (p *Proposal) credentialFor(r *authz.Rule) []authz.CredentialSpec {
+	if !r.To.Scheme.Database() {
+		return nil
+	}
+	if t := p.Terms.Present; t != nil {
+		for i := range t.Input.Grants {
+			g := &t.Input.Grants[i]
+			for j := range g.Rules {
+				if known := &g.Rules[j]; known.To.Scheme != r.To.Scheme || !slices.Contains(known.To.Hosts, r.To.Hosts[0]) || !slices.ContainsFunc(known.Databases, func(d authz.DatabaseName) bool { return slices.Contains(r.Databases, d) }) {
+					continue
+				}
+				for _, c := range g.Credentials {
+					if c.Name == g.Rules[j].Credential {
+						c.Placeholder = nil // the present grant has it
+						r.Credential = c.Name
+						return []authz.CredentialSpec{c}
+					}
+				}
+			}
+		}
+	}
+	r.Credential = "todo"
+	return []authz.CredentialSpec{{Name: r.Credential, Vault: authz.VaultPath{Path: "database/creds/TODO"}, Inject: authz.Inject{Database: &authz.DatabaseLogin{}}}}
 }
 
 // maxText is how long the rules of a proposal are, in bytes: a file of grants is at most
@@ -246,6 +288,7 @@ func (r *Rule) complete(t *Terms) {
 			}
 			if r.Undeclared || len(r.To.Addresses) == 0 {
 				r.To.Addresses, r.To.TLS, r.credential = known.To.Addresses, known.To.TLS, cmp.Or(r.credential, known.Credential)
+				r.Data = known.Data
 				r.To.TLS.Originate, r.To.TLS.CAFile = false, t.file(g.Name, known.To.TLS.CAFile)
 			}
 			r.Undeclared = false
@@ -297,7 +340,7 @@ func mergeRules(rules []Rule, key func(*Rule) string, join func(a, b *Rule)) []R
 		a := &out[j]
 		join(a, r)
 		a.Count, a.Peak = a.Count+r.Count, a.Peak+r.Peak
-		for k := range a.patterns {
+		for k := range min(len(a.patterns), len(r.patterns)) {
 			a.patterns[k].merge(r.patterns[k])
 		}
 		for _, name := range r.Credentials {
@@ -323,15 +366,23 @@ func (p *pattern) merge(other pattern) {
 }
 
 func sameButMethod(r *Rule) string { return r.key(strings.Join(r.To.Hosts, " "), "") }
-func sameButHost(r *Rule) string   { return r.key("", strings.Join(r.Methods, " ")) }
+func sameButHost(r *Rule) string {
+	return r.key("", strings.Join(append(slices.Clone(r.Methods), verbsOf(r)...), " "))
+}
 
 // key returns a text of everything that makes two rules differ, but for what it is not given.
 func (r *Rule) key(hosts, methods string) string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "%q %q %q %v %q %q %v %v %+v %q", hosts, methods, r.To.Scheme, r.To.Ports, r.Upgrades, r.EncodedSlash, r.Undeclared, r.To.Addresses, r.To.TLS, r.credential)
+	fmt.Fprintf(&b, "%q %q %q %v %q %q %v %v %+v %q %s", hosts, methods, r.To.Scheme, r.To.Ports, r.Upgrades, r.EncodedSlash, r.Undeclared, r.To.Addresses, r.To.TLS, r.credential, r.Data)
 	for _, path := range r.Paths {
 		fmt.Fprintf(&b, " %q", path)
 	}
+	for _, p := range policy.Parts(r.Content) {
+		if p.Kind != authz.FactVerb && p.Kind != authz.FactCommand || hosts != "" || methods != "" {
+			fmt.Fprintf(&b, " %s %q", p.Field, p.Values)
+		}
+	}
+	fmt.Fprintf(&b, " %q", r.opaque)
 	for _, s := range r.suggested {
 		fmt.Fprintf(&b, " ~%q", s.text)
 	}
@@ -346,7 +397,9 @@ func (p *Proposal) take(rules []Rule) {
 		r.ID = ruleID(&r, used)
 		r.wildcard, r.below = wildcardHost(r.To.Hosts)
 		grant := authz.Grant{Name: p.Terms.Name, Plugin: p.Terms.Plugin, NotAfter: p.Terms.NotAfter, Rules: []authz.Rule{r.Rule}}
+		grant.Rules[0].Data.Regions = nil // guardrails define them
 		grant.Rules[0].Reason = "compiled to see whether a rule may state this"
+		grant.Credentials = p.credentialFor(&grant.Rules[0])
 		if _, problems := authz.Compile(authz.Input{Plugin: p.Terms.Plugin, Grants: []authz.Grant{grant}}, p.Terms.Now); len(problems) > 0 {
 			p.Dropped = append(p.Dropped, fmt.Sprintf("%s: %s %s", r.ID, problems[0].Path, problems[0].Message))
 			p.Estimate.Uncovered += r.Count
@@ -361,7 +414,7 @@ const maxID = 50
 
 // ruleID returns an id that no other rule has.
 func ruleID(r *Rule, used map[string]bool) string {
-	words := slices.Concat(r.Methods, r.Upgrades, []string{r.To.Hosts[0]})
+	words := slices.Concat(r.Methods, r.Upgrades, verbsOf(r), []string{r.To.Hosts[0]})
 	if len(r.Methods) == 0 {
 		words = append([]string{string(r.To.Scheme)}, words...)
 	}

@@ -1,6 +1,11 @@
 package learn
 
-import "github.com/chaperone-proxy/chaperone/authz"
+import (
+	"slices"
+	"strings"
+
+	"github.com/chaperone-proxy/chaperone/authz"
+)
 
 // Report is a proposal for programs.
 type Report struct {
@@ -45,7 +50,13 @@ func (p *Proposal) Report(notes []string) Report {
 				e.Widenings = append(e.Widenings, Widening{one.text, s.String(), s.samples})
 			}
 		}
-		for _, s := range r.suggested {
+		for name, s := range r.stars {
+			e.Widenings = append(e.Widenings, Widening{name, s.String(), s.samples})
+		}
+		if len(r.stars) > 0 {
+			slices.SortFunc(e.Widenings, func(a, b Widening) int { return strings.Compare(a.Value, b.Value) })
+		}
+		for _, s := range slices.Concat(r.suggested, r.evidence["keys"], r.evidence["channels"]) {
 			e.Suggested = append(e.Suggested, Widening{s.text, s.String(), s.samples})
 		}
 		if r.wildcard != "" {

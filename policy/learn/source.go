@@ -269,6 +269,13 @@ func (r *reading) take(a *accesslog.Access) {
 		}
 	case a.Request.Destination.Host() == "":
 		f.Truncated++
+	case a.MaskedFacts != nil: // of several statements, more than one request can have
+		parts, _ := policy.NewNames(authz.Input{}).Resolve(a.Request.Destination.Scheme().Protocol(), a.MaskedFacts, nil)
+		one := *a
+		for _, facts := range parts {
+			one.Request.Facts = facts
+			r.readable(&one)
+		}
 	default:
 		r.readable(a)
 	}

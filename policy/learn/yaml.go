@@ -50,8 +50,9 @@ func (p *Proposal) YAML(to io.Writer, notes ...string) error {
 	w.line("  # limits: {requests: %d/1m} # twice the peak of %s in one minute", suggestedLimit(p.Peak), phrase.Counted(int(p.Peak), "access", "accesses"))
 	w.line("  rules:")
 	for i := range p.Rules {
-		w.rule(&p.Rules[i])
+		w.rule(p, &p.Rules[i])
 	}
+	w.credentials(p.Grant(authz.ReasonTodo).Credentials)
 	_, err := io.WriteString(to, w.b.String())
 	return err
 }
@@ -86,7 +87,7 @@ func (p *Proposal) Summary() []string {
 // suggestedLimit returns twice a peak, and at least 10.
 func suggestedLimit(peak uint64) uint64 { return max(10, 2*peak) }
 
-func (w *writer) rule(r *Rule) {
+func (w *writer) rule(p *Proposal, r *Rule) {
 	if r.Undeclared {
 		w.line("  # UNDECLARED: no present rule names %s", list(r.To.Hosts))
 	}
@@ -100,11 +101,22 @@ func (w *writer) rule(r *Rule) {
 		w.line("    methods: %s", list(r.Methods))
 		w.paths(r)
 	}
+	w.content(r)
+	if !r.Data.IsZero() {
+		w.line("    data: %s", r.Data)
+	}
 	if len(r.Upgrades) > 0 {
 		w.line("    upgrades: %s", list(r.Upgrades))
 	}
 	if r.EncodedSlash != "" {
 		w.line("    encodedSlash: %s", r.EncodedSlash)
+	}
+	if r.To.Scheme.Database() {
+		spec := r.Rule
+		p.credentialFor(&spec)
+		w.line("    credential: %s", quote(spec.Credential))
+		w.line("    # limits: {requests: %d/1m} # the peak was %d in one minute", suggestedLimit(r.Peak), r.Peak)
+		return
 	}
 	for _, name := range r.Credentials {
 		w.line("    # credential: %s # was injected by a present rule; it is not learned", quote(name))
@@ -113,6 +125,70 @@ func (w *writer) rule(r *Rule) {
 		w.line("    # credential: %s # of a present rule for this host", quote(r.credential))
 	}
 	w.line("    # limits: {requests: %d/1m} # the peak was %d in one minute", suggestedLimit(r.Peak), r.Peak)
+}
+
+// content writes what a rule grants of statements.
+func (w *writer) content(r *Rule) {
+	if !r.To.Scheme.Database() {
+		return
+	}
+	var databases []string
+	for _, d := range r.Databases {
+		databases = append(databases, string(d))
+	}
+	w.line("    databases: %s", list(databases))
+	if s := r.Statements; s != nil {
+		w.line("    statements:")
+		w.line("      verbs: %s", list(s.Verbs))
+		w.line("      tables: %s", list(s.Tables))
+		w.line("      functions: %s", list(s.Functions))
+	} else {
+		w.line("    commands: %s", list(r.Commands))
+	}
+	for _, f := range []struct {
+		name   string
+		values []string
+	}{{"keys", r.Keys}, {"channels", r.Channels}} {
+		if len(f.values)+len(r.evidence[f.name]) == 0 {
+			continue
+		}
+		w.line("    %s:", f.name)
+		for _, v := range f.values {
+			evidence := ""
+			if s, ok := r.stars[v]; ok {
+				evidence = " # * for " + s.String()
+			}
+			w.line("    - %s%s", quote(v), evidence)
+		}
+		for _, s := range r.evidence[f.name] {
+			w.line("    # - %s # %s", quote(s.text), s.String())
+		}
+	}
+	if len(r.opaque) > 0 {
+		w.line("    # opaque: allow # only observation: %s; the role's rights alone then hold", list(r.opaque))
+	}
+}
+
+// credentials writes those of rules for databases.
+func (w *writer) credentials(all []authz.CredentialSpec) {
+	if len(all) == 0 {
+		return
+	}
+	w.line("  credentials:")
+	for _, c := range all {
+		login := ""
+		if d := c.Inject.Database; d != nil && *d != (authz.DatabaseLogin{}) {
+			var parts []string
+			if d.Username != "" {
+				parts = append(parts, "username: "+quote(d.Username))
+			}
+			if d.Password != "" {
+				parts = append(parts, "password: "+quote(d.Password))
+			}
+			login = strings.Join(parts, ", ")
+		}
+		w.line("  - {name: %s, vault: {path: %s}, inject: {database: {%s}}}", quote(c.Name), quote(c.Vault.Path), login)
+	}
 }
 
 func destination(r *authz.Rule) string {

@@ -189,7 +189,10 @@ func (p *planner) candidates() []Change {
 // valueChanges returns the removals of a used rule's values, which leave one of each field that
 // a rule must have.
 func valueChanges(c Change, r *usage.Rule, unused func(usage.Value) bool) (out []Change) {
-	for _, field := range []usage.Field{usage.Hosts, usage.Ports, usage.Methods, usage.Paths, usage.Upgrades} {
+	for _, field := range []usage.Field{
+		usage.Hosts, usage.Ports, usage.Methods, usage.Paths, usage.Upgrades,
+		usage.Databases, usage.Verbs, usage.Tables, usage.Functions, usage.Commands, usage.Keys, usage.Channels,
+	} {
 		left, fields := 0, []Change{}
 		for _, v := range r.Values {
 			switch {
@@ -201,11 +204,21 @@ func valueChanges(c Change, r *usage.Rule, unused func(usage.Value) bool) (out [
 				left++
 			}
 		}
-		if left > 0 || field == usage.Upgrades {
+		if left > 0 || mayBeEmpty(field) {
 			out = append(out, fields...)
 		}
 	}
 	return out
+}
+
+// mayBeEmpty reports whether a rule needs no value of a field.
+func mayBeEmpty(field usage.Field) bool {
+	switch field {
+	case usage.Upgrades, usage.Tables, usage.Functions, usage.Keys, usage.Channels:
+		return true
+	default:
+		return false
+	}
 }
 
 // rules calls each with every rule whose place is known, its text, and when it ends.
@@ -351,7 +364,13 @@ func (c *Change) apply(r *authz.Rule) bool {
 		r.Paths = without(r.Paths)
 	case usage.Upgrades:
 		r.Upgrades = without(r.Upgrades)
-	case usage.Credential:
+	case usage.Credential, usage.Opaque:
+	case usage.Databases, usage.Verbs, usage.Tables, usage.Functions, usage.Commands, usage.Keys, usage.Channels:
+		for _, p := range policy.Parts(r.Content) {
+			if p.Field == string(c.Field) {
+				policy.SetPart(r, p.Field, without(p.Values))
+			}
+		}
 	default:
 		r.NotAfter = c.Until
 		return !c.Until.IsZero()
@@ -367,8 +386,13 @@ func normal(in authz.Input) authz.Input {
 		g := &in.Grants[i]
 		g.Origin, g.Rules = "", slices.Clone(g.Rules)
 		for j := range g.Rules {
-			if len(g.Rules[j].Upgrades) == 0 {
-				g.Rules[j].Upgrades = nil
+			if r := &g.Rules[j]; len(r.Upgrades) == 0 {
+				r.Upgrades = nil
+			}
+			for _, field := range []usage.Field{usage.Tables, usage.Functions, usage.Keys, usage.Channels} {
+				if !slices.ContainsFunc(policy.Parts(g.Rules[j].Content), func(p policy.Part) bool { return p.Field == string(field) }) {
+					policy.SetPart(&g.Rules[j], string(field), nil)
+				}
 			}
 		}
 	}

@@ -16,6 +16,7 @@ import (
 type tally struct {
 	subject  *policy.Subject
 	snapshot *authz.Snapshot // that observes nothing
+	names    *policy.Names   // for masked names of keys and channels
 	rules    []*ruleTally
 	byName   map[string]*ruleTally
 	grants   []*grantTally
@@ -39,6 +40,7 @@ type ruleTally struct {
 	unclear     bool // the host or the path of a use is not known, so that none is proved unused
 
 	hosts, paths *authz.Snapshot // that hold each host and each path as a rule of its own
+	parts        []policy.Part   // of what the rule grants of the content of requests
 	learner      *learn.Learner  // of its accesses with readable paths; nil without a wildcard in a path
 }
 
@@ -56,7 +58,7 @@ type valueTally struct {
 const maxSeen = 1000
 
 func newTally(s *policy.Subject, now time.Time) (*tally, error) {
-	t := &tally{subject: s, byName: map[string]*ruleTally{}}
+	t := &tally{subject: s, names: policy.NewNames(s.Input), byName: map[string]*ruleTally{}}
 	var err error
 	if t.snapshot, err = policy.Enforced(s.Input, now); err != nil {
 		return nil, err
@@ -133,16 +135,28 @@ func newRuleTally(plugin string, g *authz.Grant, spec *authz.Rule, now time.Time
 	if spec.Credential != "" {
 		add(Credential, spec.Credential)
 	}
+	if spec.Opaque == authz.OpaqueAllow {
+		add(Opaque, string(spec.Opaque))
+	}
+	r.parts = policy.Parts(spec.Content)
+	for _, p := range r.parts {
+		add(Field(p.Field), p.Values...)
+		for _, v := range r.values[len(r.values)-len(p.Values):] {
+			if v.wildcard = p.Wild(v.value); v.wildcard {
+				v.seen = map[string]bool{}
+			}
+		}
+	}
 	var err error
-	if r.hosts, err = split(plugin, spec, len(spec.To.Hosts), now, func(one *authz.Rule, i int) { one.To.Hosts = spec.To.Hosts[i : i+1] }); err == nil {
-		r.paths, err = split(plugin, spec, len(spec.Paths), now, func(one *authz.Rule, i int) { one.Paths = spec.Paths[i : i+1] })
+	if r.hosts, err = split(plugin, g, spec, len(spec.To.Hosts), now, func(one *authz.Rule, i int) { one.To.Hosts = spec.To.Hosts[i : i+1] }); err == nil {
+		r.paths, err = split(plugin, g, spec, len(spec.Paths), now, func(one *authz.Rule, i int) { one.Paths = spec.Paths[i : i+1] })
 	}
 	return r, err
 }
 
 // split returns a policy that holds n versions of a rule, with the version's number as its
 // id, so that Decide returns which of a rule's values an access has used.
-func split(plugin string, spec *authz.Rule, n int, now time.Time, keep func(one *authz.Rule, i int)) (*authz.Snapshot, error) {
+func split(plugin string, of *authz.Grant, spec *authz.Rule, n int, now time.Time, keep func(one *authz.Rule, i int)) (*authz.Snapshot, error) {
 	if n == 0 {
 		return nil, nil //nolint:nilnil // a tunnel has no paths, and nothing to split
 	}
@@ -150,8 +164,13 @@ func split(plugin string, spec *authz.Rule, n int, now time.Time, keep func(one 
 	g := authz.Grant{Name: "split", Plugin: plugin, NotAfter: now.AddDate(years, 0, 0)}
 	for i := range n {
 		one := *spec
-		one.ID, one.Credential, one.NotAfter, one.WildcardCredential, one.Insecure = strconv.Itoa(i), "", time.Time{}, false, false
-		one.Limits = authz.Limits{}
+		one.ID, one.NotAfter = strconv.Itoa(i), time.Time{}
+		if one.To.Scheme.Database() { // its rules must have one
+			g.Credentials = of.Credentials
+		} else {
+			one.Credential, one.WildcardCredential, one.Insecure = "", false, false
+		}
+		one.Limits, one.Data = authz.Limits{}, authz.Data{} // regions are of guardrails
 		keep(&one, i)
 		g.Rules = append(g.Rules, one)
 	}
@@ -177,8 +196,13 @@ func winner(s *authz.Snapshot, req authz.Request, at time.Time) (version int, po
 
 // take counts an access, and reports whether a rule allows it today.
 func (t *tally) take(a *accesslog.Access) bool {
-	req, name := a.Request, ""
-	if a.Masked || req.Destination.Host() == "" {
+	req, name, masked := a.Request, "", a.Masked
+	if a.MaskedFacts != nil {
+		if facts, ok := t.names.Resolve(req.Destination.Scheme().Protocol(), a.MaskedFacts, a.MaskKey); ok {
+			req.Facts, masked = facts[0], false // one rule grants them all
+		}
+	}
+	if masked || req.Destination.Host() == "" {
 		if a.Rule == "" {
 			return false
 		}
@@ -194,6 +218,7 @@ func (t *tally) take(a *accesslog.Access) bool {
 		g.peak.add(a.Time)
 	}
 	r.use(a, req)
+	r.useContent(a, t.names)
 	return true
 }
 
@@ -221,7 +246,7 @@ func recorded(a *accesslog.Access) authz.Request {
 
 // use counts one use of the rule.
 func (r *ruleTally) use(a *accesslog.Access, req authz.Request) {
-	r.uses++
+	r.uses += uint64(max(a.Count, 1))
 	if r.first.IsZero() || a.Time.Before(r.first) {
 		r.first = a.Time
 	}
@@ -231,6 +256,9 @@ func (r *ruleTally) use(a *accesslog.Access, req authz.Request) {
 	r.peak.add(a.Time)
 	if r.learner != nil && !a.Masked {
 		r.learner.Add(learn.Access{Request: req, Time: a.Time})
+	}
+	if session, ok := connection(a, req); ok {
+		req = session // each version of the rule grants the connection
 	}
 	host, port := winner(r.hosts, req, a.Time)
 	path, _ := winner(r.paths, req, a.Time)
@@ -251,8 +279,52 @@ func (r *ruleTally) use(a *accesslog.Access, req authz.Request) {
 			v.count(v.value == req.Action.Upgrade, "")
 		case Credential:
 			v.count(true, "")
+		case Databases, Verbs, Tables, Functions, Commands, Keys, Channels, Opaque: // see useContent
 		}
 	}
+}
+
+// connection returns the request to connect of an access's session; false for other accesses.
+func connection(a *accesslog.Access, req authz.Request) (authz.Request, bool) {
+	for _, f := range a.MaskedFacts {
+		if policy.IsDatabase(f) {
+			facts, err := authz.NewFacts(req.Destination.Scheme().Protocol(), f)
+			req.Facts = facts
+			return req, err == nil
+		}
+	}
+	return policy.Connection(req)
+}
+
+// useContent counts the values by which the rule grants what a request does.
+func (r *ruleTally) useContent(a *accesslog.Access, names *policy.Names) {
+	if len(r.parts) == 0 {
+		return
+	}
+	facts := a.MaskedFacts
+	if facts == nil {
+		facts = policy.ParseFacts(a.Request.Facts)
+	}
+	for _, f := range facts {
+		resolved, ok := names.Fact(f, a.MaskKey)
+		if !ok {
+			r.unclear = true
+			continue
+		}
+		if f.Kind == authz.FactOpaque && r.spec.Opaque == authz.OpaqueAllow {
+			r.value(Opaque, 0).count(true, f.Name)
+		}
+		for _, p := range r.parts {
+			for _, at := range p.Used([]authz.Fact{resolved}) {
+				r.value(Field(p.Field), at).count(true, f.Name)
+			}
+		}
+	}
+}
+
+// value returns the value at a place of a field.
+func (r *ruleTally) value(field Field, at int) *valueTally {
+	return r.values[slices.IndexFunc(r.values, func(v *valueTally) bool { return v.field == field && v.index == at })]
 }
 
 func (v *valueTally) count(used bool, value string) {
@@ -301,7 +373,9 @@ func verdict(uses uint64, proved bool) Verdict {
 
 // atoms returns how much the value grants, and how much of it was used.
 func (v *valueTally) atoms() (granted, used float64) {
-	weight := map[Field]float64{Hosts: 4, Credential: 4, Methods: 2, Paths: 2, Ports: 1, Upgrades: 1}[v.field]
+	weight := map[Field]float64{
+		Hosts: 4, Credential: 4, Databases: 4, Opaque: 4, Methods: 2, Paths: 2, Verbs: 2, Tables: 2, Commands: 2, Keys: 2, Channels: 2, Functions: 1, Ports: 1, Upgrades: 1,
+	}[v.field]
 	switch {
 	case v.wildcard:
 		return weight * WildcardAtoms, weight * float64(min(len(v.seen), WildcardAtoms))

@@ -34,10 +34,23 @@ type Options struct {
 	Log      accesslog.Options
 	Subjects []policy.Subject
 	Now      time.Time
+	// Generations are the files that held the grant of Subjects which were not loaded from
+	// files, the present one first; empty if they were. A rule that an earlier generation had as
+	// well was granted since that one was in force.
+	Generations []Generation
 	// After is how long a rule has to be unused; 0 is Period.
 	After time.Duration
 	// Progress is called now and then with the number of records that were read; nil: not called.
 	Progress func(records uint64)
+}
+
+// Generation is a file that held a grant.
+type Generation struct {
+	// Digest is its SHA-256 digest in hexadecimal.
+	Digest string
+	// Rules are the ids of the rules that the present generation has unchanged. Those of the
+	// present one are not looked at.
+	Rules []string
 }
 
 // progressEvery is after how many accesses Progress is called.
@@ -115,6 +128,14 @@ const (
 	Paths      Field = "paths"
 	Upgrades   Field = "upgrades"
 	Credential Field = "credential"
+	Databases  Field = "databases"
+	Verbs      Field = "statements.verbs"
+	Tables     Field = "statements.tables"
+	Functions  Field = "statements.functions"
+	Commands   Field = "commands"
+	Keys       Field = "keys"
+	Channels   Field = "channels"
+	Opaque     Field = "opaque"
 )
 
 // Value is one value of a rule's field.
@@ -223,7 +244,7 @@ func (r *reading) event(e *accesslog.Event) error {
 				l = &loads{since: map[string]time.Time{}}
 				r.loaded[strings.Clone(e.Log)] = l
 			}
-			l.add(e.Files, e.Time)
+			l.add(e.Files, r.options.Generations, e.Time)
 		}
 	default:
 	}
@@ -260,10 +281,27 @@ func (s *logSpan) lose(why string) {
 // loads are the contents of files that a log records as in force.
 type loads struct {
 	since map[string]time.Time // by digest: since when each load had it
+	// back is since when each load had a generation of the first n+1.
+	back []time.Time
 }
 
 // add notes the files of one load: those that it does not have are not in force any more.
-func (l *loads) add(files map[string]string, at time.Time) {
+func (l *loads) add(files map[string]string, generations []Generation, at time.Time) {
+	if l.back == nil {
+		l.back = make([]time.Time, len(generations))
+	}
+	found := false
+	for i, g := range generations {
+		for _, digest := range files {
+			found = found || digest == g.Digest
+		}
+		switch {
+		case !found:
+			l.back[i] = time.Time{}
+		case l.back[i].IsZero():
+			l.back[i] = at
+		}
+	}
 	now := map[string]time.Time{}
 	for _, digest := range files {
 		since, ok := l.since[digest]
@@ -342,24 +380,35 @@ func (r *reading) proof(t *tally, rule *ruleTally, digests map[string]string) (s
 	if len(logs) == 0 {
 		return "no log has a record of plugin " + t.subject.Plugin, nil
 	}
-	file := ""
+	file, digest, generation := t.subject.Path, "", 0
+	if all := r.options.Generations; len(all) > 0 {
+		digest = all[0].Digest
+		for generation+1 < len(all) && slices.Contains(all[generation+1].Rules, rule.spec.ID) {
+			generation++
+		}
+	} else {
+		file = ""
+	}
 	if at, ok := t.subject.Position(rule.grant, rule.spec.ID); ok {
 		file = at.File
 	}
-	digest, err := digestOf(file, digests)
-	if err != nil {
-		return "", err
+	if digest == "" {
+		var err error
+		if digest, err = digestOf(file, digests); err != nil {
+			return "", err
+		}
 	}
 	for _, name := range logs {
-		if why := r.proves(name, file, digest); why != "" {
+		if why := r.proves(name, file, digest, generation); why != "" {
 			return why, nil
 		}
 	}
 	return "", nil
 }
 
-// proves returns why a log proves nothing of the rules in a file, or "".
-func (r *reading) proves(log, file, digest string) string {
+// proves returns why a log proves nothing of the rules in a file, or "". They are in the file as
+// in those of the generations before it, as many as are given.
+func (r *reading) proves(log, file, digest string, generation int) string {
 	span := r.logs[log]
 	if len(span.gaps) > 0 {
 		return log + ": " + strings.Join(span.gaps, "; ")
@@ -387,7 +436,11 @@ func (r *reading) proves(log, file, digest string) string {
 	if l == nil || l.since[digest].IsZero() {
 		return fmt.Sprintf("%s does not record that %s was loaded with its present content", log, file)
 	}
-	if since := l.since[digest]; to.Sub(since) < r.options.After {
+	since := l.since[digest]
+	if generation > 0 {
+		since = l.back[generation]
+	}
+	if to.Sub(since) < r.options.After {
 		return fmt.Sprintf("%s is in force as it is now since %s only, and %s are needed", file, since.UTC().Format(time.RFC3339), days(r.options.After))
 	}
 	if from, to, found := span.silence(r.options.Now.Add(-r.options.After)); found {

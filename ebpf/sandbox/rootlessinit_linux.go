@@ -3,7 +3,6 @@ package sandbox
 import (
 	"context"
 	"encoding/binary"
-	"encoding/gob"
 	"errors"
 	"fmt"
 	"net"
@@ -83,8 +82,8 @@ func send(socket int, text []byte, fds ...int) {
 func setUpNamespaces() error {
 	var o launcher.RootlessSpec
 	file := os.NewFile(launcher.SpecFD, "order")
-	if err := gob.NewDecoder(file).Decode(&o); err != nil {
-		return fmt.Errorf("read order: %w", err)
+	if err := launcher.ReadSpec(file, &o); err != nil {
+		return err
 	}
 	if len(o.Addresses) > maxRights {
 		return fmt.Errorf("listen: %d addresses, at most %d are possible", len(o.Addresses), maxRights)

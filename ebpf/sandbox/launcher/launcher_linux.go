@@ -3,11 +3,11 @@ package launcher
 import (
 	"bytes"
 	"encoding/binary"
-	"encoding/gob"
 	"errors"
 	"fmt"
 	"io"
 	"os"
+	"reflect"
 	"runtime"
 	"strings"
 	"syscall"
@@ -84,7 +84,10 @@ func WriteSpec(value any) (*os.File, error) {
 		return nil, fmt.Errorf("write order: %w", err)
 	}
 	file := os.NewFile(uintptr(fd), "order")
-	err = gob.NewEncoder(file).Encode(value)
+	data, err := appendOrder(nil, reflect.Indirect(reflect.ValueOf(value)))
+	if err == nil {
+		_, err = file.Write(data)
+	}
 	if err == nil {
 		_, err = file.Seek(0, io.SeekStart)
 	}
@@ -92,6 +95,18 @@ func WriteSpec(value any) (*os.File, error) {
 		return nil, errors.Join(fmt.Errorf("write order: %w", err), file.Close())
 	}
 	return file, nil
+}
+
+// ReadSpec reads a value that [WriteSpec] wrote.
+func ReadSpec(file *os.File, out any) error {
+	data, err := io.ReadAll(file)
+	if err == nil {
+		err = DecodeOrder(data, out)
+	}
+	if err != nil {
+		return fmt.Errorf("read order: %w", err)
+	}
+	return nil
 }
 
 // Replies of the launcher. If there is no reply, the program runs.
@@ -148,8 +163,8 @@ func reply(text []byte, fd int) {
 func launch() error {
 	file := os.NewFile(SpecFD, "order")
 	var o Spec
-	if err := gob.NewDecoder(file).Decode(&o); err != nil {
-		return fmt.Errorf("read order: %w", err)
+	if err := ReadSpec(file, &o); err != nil {
+		return err
 	}
 	if os.Args[0] == initName {
 		return runViewInit(&o)

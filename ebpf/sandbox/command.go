@@ -29,6 +29,10 @@ type Command struct {
 	// Path is the program; without a slash it is looked up in the PATH of Env,
 	// as a shell does. Empty: Args[0].
 	Path string
+	// Digest is the SHA-256 of the program's file, sha256: and hexadecimal digits: that
+	// very file is executed, or nothing. A script is one with a #! line then; its
+	// interpreter is not compared. Empty: it is not compared.
+	Digest string
 	// Args are its arguments, its own name first. Empty: Path alone.
 	Args []string
 	// Env is its whole environment. The sidecar's own variables are not added.

@@ -314,7 +314,7 @@ func newStatusPair() (ours, theirs *os.File, err error) {
 func (c *ProcessConfig) prepare(command Command, walk bool) (*launcher.Spec, *launcher.Ruleset, error) {
 	o := &launcher.Spec{
 		Program: launcher.ProgramSpec{
-			Path: command.Path, Args: command.Args, Env: command.Env, Dir: command.Dir,
+			Path: command.Path, Args: command.Args, Env: command.Env, Dir: command.Dir, Digest: command.Digest,
 			UID: c.User.UID, GID: c.User.GID, Groups: c.User.groups,
 		},
 		Limits: launcher.LimitSpec{

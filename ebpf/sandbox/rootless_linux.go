@@ -313,7 +313,7 @@ func (p *RootlessProcess) launch(command Command) error {
 	}
 	file, err := launcher.WriteSpec(launcher.Spec{
 		Program: launcher.ProgramSpec{
-			Path: command.Path, Args: command.Args, Env: command.Env, Dir: command.Dir, DirInherited: here,
+			Path: command.Path, Args: command.Args, Env: command.Env, Dir: command.Dir, Digest: command.Digest, DirInherited: here,
 		},
 		Limits:   launcher.LimitSpec{Files: command.Files != nil, Private: launcher.ResolveLinks(f.config.Private)},
 		Rootless: &launcher.RootlessSpec{Files: command.Files},

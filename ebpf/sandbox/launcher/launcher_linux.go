@@ -50,7 +50,8 @@ type ProgramSpec struct {
 	Path         string
 	Args, Env    []string
 	Dir          string
-	DirInherited bool // Dir is the sidecar's working directory, which was not asked for
+	Digest       string // of the program's file, which is then executed by descriptor; "" is not compared
+	DirInherited bool   // Dir is the sidecar's working directory, which was not asked for
 	UID, GID     int
 	Groups       []int
 	Terminal     uint8             // the streams that are a pseudoterminal of the view, as bits
@@ -427,9 +428,14 @@ func searchProgram(o *Spec, run func(path string, args []string) error) error {
 	const shell = "/bin/sh"
 	last := &ExecError{Path: o.Program.Path, Status: 127, Err: unix.ENOENT}
 	for _, path := range Candidates(o.Program.Path, o.Program.Env) {
-		err := run(path, o.Program.Args)
-		if errors.Is(err, unix.ENOEXEC) && !isBinary(path) {
+		var err error
+		if o.Program.Digest != "" {
+			err = runVerified(o, path, run)
+		} else if err = run(path, o.Program.Args); errors.Is(err, unix.ENOEXEC) && !isBinary(path) {
 			err = run(shell, append([]string{shell, path}, o.Program.Args[1:]...))
+		}
+		if _, other := errors.AsType[*DigestError](err); other {
+			return err
 		}
 		switch {
 		case err == nil:

@@ -56,32 +56,32 @@ func (c *PolicyControl) retainLeases(ctx context.Context) {
 }
 
 // enforceLevel brings the kernel, and what comes in, in line with what is
-// revoked now. It looks under a lock, so that who looked earlier never undoes
-// what who looked later has done.
+// revoked now.
 func (c *PolicyControl) enforceLevel() error {
-	level, err := c.reconcile()
-	switch level {
-	case authz.LevelHalt:
+	c.enforcing.Lock()
+	level, _, err := c.reconcile()
+	c.enforcing.Unlock()
+	if level == authz.LevelHalt {
 		return errors.Join(c.cfg.Confinement().Kill(), err)
-	case authz.LevelQuarantine:
-		return errors.Join(err, c.cfg.Telemetry.allowSockets()) // none
-	case authz.LevelPause:
 	}
 	return err
 }
 
-func (c *PolicyControl) reconcile() (level authz.Level, err error) {
-	c.enforcing.Lock()
-	defer c.enforcing.Unlock()
+// reconcile is enforceLevel without the end of the plugin's processes, for which it would
+// wait. It returns the level in force, and how many connections from the host were cut. The
+// caller holds enforcing, so that an older level is never enforced after a newer one.
+func (c *PolicyControl) reconcile() (level authz.Level, cut int, err error) {
 	level = c.engine.Current().RevokedLevel(c.cfg.Plugin, time.Now())
 	if c.cfg.Confinement().Kernel() {
 		err = c.cfg.Confinement().Block(level == authz.LevelQuarantine || level == authz.LevelHalt)
 	}
-	if c.cfg.Inbound() != nil {
-		c.cfg.Inbound().Enforce(level)
+	if level == authz.LevelQuarantine {
+		err = errors.Join(err, c.cfg.Telemetry.allowSockets()) // none
 	}
-	c.cutDirect(level)
-	return level, err
+	if c.cfg.Inbound() != nil {
+		cut = c.cfg.Inbound().Enforce(level)
+	}
+	return level, cut + c.cutDirect(level), err
 }
 
 // RevocationRequest is a revocation that an operator asks for.
@@ -138,17 +138,13 @@ func (c *PolicyControl) cut(revocation authz.Revocation) revocationResult {
 	}
 	started := time.Now()
 	out := revocationResult{revocation: revocation}
-	type enforcement struct {
-		err  error
-		took time.Duration
-	}
-	enforced := make(chan enforcement, 1)
+	killed := func() (time.Duration, error) { return 0, nil }
+	var blocked error
 	session.AtHighPriority(func() {
-		out.cut = c.apply(revocation)
-		go func() { // the plugin dies while its exchanges are cut
-			err := c.enforceLevel()
-			enforced <- enforcement{err, time.Since(started)}
-		}()
+		var level authz.Level
+		if level, out.cut, blocked = c.apply(revocation); level == authz.LevelHalt {
+			killed = c.beginKill(started) // the plugin dies while its exchanges are cut
+		}
 		if c.cfg.Proxy() != nil && revocation.Level != authz.LevelPause {
 			take := c.cfg.Proxy().Revalidate
 			if revocation.Rule == "" {
@@ -158,11 +154,11 @@ func (c *PolicyControl) cut(revocation authz.Revocation) revocationResult {
 		}
 		out.took = time.Since(started) // those that were woken run before this thread once it takes turns again
 	})
-	e := <-enforced
-	if e.err != nil {
-		out.failed = append(out.failed, "kernel: "+e.err.Error())
+	took, failure := killed()
+	if failure = errors.Join(blocked, failure); failure != nil {
+		out.failed = append(out.failed, "kernel: "+failure.Error())
 	}
-	out.took = max(out.took, e.took)
+	out.took = max(out.took, took)
 	c.cfg.Metrics.revoked(out.took)
 	out.failed = append(out.failed, c.keepRevocation(revocation, fmt.Sprintf("%s: %s", revocation.Level, revocation.Reason))...)
 	if len(c.answers) >= maxAnswers || c.answers == nil {
@@ -172,18 +168,33 @@ func (c *PolicyControl) cut(revocation authz.Revocation) revocationResult {
 	return out
 }
 
-// apply makes the revocation's generation and cuts what comes in from the
-// host, under the lock that whoever follows generations cuts it under: the
-// answer is to say how much that was.
-func (c *PolicyControl) apply(revocation authz.Revocation) (cut int) {
+// apply makes the revocation's generation, has the kernel enforce it, and cuts connections
+// from the host. It holds the lock that the follower of generations holds for the same work,
+// so that the answer can state how many were cut here. It runs on the caller's thread, whose
+// priority is high: a further goroutine would take turns with the servers of all sessions
+// that are cut.
+func (c *PolicyControl) apply(revocation authz.Revocation) (level authz.Level, cut int, err error) {
 	c.enforcing.Lock()
 	defer c.enforcing.Unlock()
 	c.engine.Revoke(revocation)
-	level := c.engine.Current().RevokedLevel(c.cfg.Plugin, time.Now())
-	if c.cfg.Inbound() != nil {
-		cut = c.cfg.Inbound().Enforce(level)
+	return c.reconcile()
+}
+
+// beginKill ends the plugin's processes, and returns a function that waits until they are
+// gone and returns when they were, as the time since started.
+func (c *PolicyControl) beginKill(started time.Time) (wait func() (time.Duration, error)) {
+	var took time.Duration
+	var failed error
+	gone := make(chan struct{})
+	go func() {
+		defer close(gone)
+		failed = c.cfg.Confinement().Kill()
+		took = time.Since(started)
+	}()
+	return func() (time.Duration, error) {
+		<-gone
+		return took, failed
 	}
-	return cut + c.cutDirect(level)
 }
 
 // revokeLeases revokes leases in Vault: all of the plugin, or those that one rule alone

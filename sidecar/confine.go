@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"os/user"
+	"slices"
 
 	"go.uber.org/zap"
 
@@ -27,7 +28,9 @@ type kernelState struct {
 // preloadPrograms has the kernel verify the programs while the other parts are made.
 func (s *Sidecar) preloadPrograms(spec *configs.Sidecar) error {
 	if s.cfg.Confine && spec.Kernel != configs.KernelOff {
-		s.kernel.preloaded = ebpf.Preload(ebpf.Config{StateDir: spec.StateDir, CgroupPath: s.cfg.Cgroup, View: spec.Process.View == configs.ViewOwn})
+		s.kernel.preloaded = ebpf.Preload(ebpf.Config{
+			StateDir: spec.StateDir, CgroupPath: s.cfg.Cgroup, View: spec.Process.View == configs.ViewOwn, CountSyscalls: countsObserved(s.cfg.Files),
+		})
 	}
 	return nil
 }
@@ -68,7 +71,8 @@ func (s *Sidecar) newKernelConfinement(spec *configs.Sidecar) (kernelConfinement
 		View:        spec.Process.View == configs.ViewOwn,
 		User:        string(spec.Process.User), UnsafeSameUser: spec.Process.UnsafeSameUser,
 		Serve: spec.Process.Ports(), Private: privateFiles(spec), Denied: s.telemetry.denied, LimitChanged: s.telemetry.limitExceededInKernel, Sample: s.telemetry.sampled,
-		EndLeft: s.endedLeft, Direct: s.connectedDirectly,
+		CountSyscalls: countsObserved(s.cfg.Files),
+		EndLeft:       s.endedLeft, Direct: s.connectedDirectly,
 		Listen: ebpf.ListenHandlers{Unix: s.servingUnix(spec), TCP: func(port uint16) {
 			if s.inbound != nil {
 				s.inbound.Serving(port)
@@ -77,6 +81,14 @@ func (s *Sidecar) newKernelConfinement(spec *configs.Sidecar) (kernelConfinement
 		Reaper: s.reaper, Logger: s.cfg.Log.Named("kernel"),
 	})
 	return kernelConfinement{cage}, err
+}
+
+// countsObserved reports whether system calls are counted although no limit is in force: a
+// sidecar that observes enforces none, and countSyscalls: exact asks for the figure.
+func countsObserved(files *configs.Config) bool {
+	return files.Sidecar.Mode == authz.ModeObserve && slices.ContainsFunc(files.Grants, func(g authz.Grant) bool {
+		return g.Limits.CountSyscalls == authz.CountExact
+	})
 }
 
 // makeRootless confines what run starts without the kernel half as far as an ordinary

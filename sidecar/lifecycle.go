@@ -198,6 +198,11 @@ func (s *Sidecar) startWorkers(ctx context.Context, g *errgroup.Group) {
 
 // startDoors runs what others talk to.
 func (s *Sidecar) startDoors(ctx context.Context, g *errgroup.Group) {
+	if s.cfg.External { // a program that starts as soon as the sidecar is ready reads the bundle
+		if err := s.renewAuthority(); err != nil {
+			g.Go(func() error { return err })
+		}
+	}
 	g.Go(func() error { return s.admin.Run(ctx) })
 	if s.egress.proxy != nil {
 		g.Go(func() error { return s.egress.proxy.Serve(ctx, s.listening.endpoints.proxy...) })

@@ -124,7 +124,7 @@ func (s *Sidecar) Status() admin.Status {
 		Plugin: string(s.name), PID: os.Getpid(), Version: s.cfg.Version, Started: s.started, StateDir: cfg.Sidecar.StateDir,
 		Mode: string(authz.ModeEnforce), Generation: snapshot.Generation(), Ready: true,
 		Kernel: s.kernelStatus(), Doors: s.doors(), Envoy: s.envoyStatus(), Grants: s.grantStatus(now), Revocations: admin.NonNil(snapshot.Revocations()),
-		Credentials: s.credentialStatus(), Files: files(cfg), Host: s.policy.hostStatus(), Warnings: s.warnings(now), Certificates: s.plugin.certificates(),
+		Credentials: s.credentialStatus(), Sessions: s.sessionStatus(), Files: files(cfg), Host: s.policy.hostStatus(), Warnings: s.warnings(now), Certificates: s.plugin.certificates(),
 		RestartPending: s.policy.restartPending(),
 	}
 	if snapshot.Observing(s.name, now) {

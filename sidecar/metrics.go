@@ -28,6 +28,9 @@ type metrics struct {
 
 	inbound, inboundBytes *prometheus.CounterVec
 
+	statements *prometheus.CounterVec
+
+	stated  seriesCache[statementLabels, prometheus.Counter]
 	decided seriesCache[decisionLabels, prometheus.Counter]
 	ended   seriesCache[ruleLabels, prometheus.Observer]
 }
@@ -105,12 +108,15 @@ func newMetrics() *metrics {
 		inbound: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "chaperone_inbound_connections_total", Help: "Connections from the host for the plugin: accepted, refused, or unreachable.",
 		}, []string{"port", "result"}),
+		statements: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "chaperone_statements_total", Help: "Decisions on statements of databases, and on connections, whose verb is connect.",
+		}, []string{"protocol", "verb", "reason"}),
 		inboundBytes: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "chaperone_inbound_bytes_total", Help: "Bytes of those connections that the plugin received and sent.",
 		}, []string{"port", "direction"}),
 	}
 	m.registry.MustRegister(m.decisions, m.deciding, m.requests, m.revocations, m.starts, m.crossings, m.fetches, m.reloadOK, m.probes,
-		m.inbound, m.inboundBytes,
+		m.inbound, m.inboundBytes, m.statements,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }
@@ -216,6 +222,7 @@ func (m *metrics) follow(grants []authz.Grant, limits []authz.UsageOf) {
 	for _, g := range grants {
 		for _, r := range g.Rules {
 			m.requests.WithLabelValues(phrase.Rule(g.Name, r.ID))
+			m.beginDatabases(r.To.Scheme)
 		}
 	}
 }

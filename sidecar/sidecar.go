@@ -324,6 +324,7 @@ func (s *Sidecar) makeProxy(spec *configs.Sidecar) (err error) {
 		Upstream: upstream.Config{Servers: spec.DNS.Servers, Hosts: spec.DNS.Hosts, Forbidden: s.listening.self.dial},
 		Refused:  s.cfg.Refused, Drain: time.Duration(spec.Drain), Log: s.cfg.Log.Named("proxy"),
 		Event: s.proxyEvent, Placeholders: s.plugin.placeholders.current, CredentialRefused: s.credentials.credentialRefused,
+		Databases: proxy.Databases{Statement: s.metrics.statement, Texts: s.policy.fullPaths()},
 	}
 	if s.relays(spec) {
 		cfg.Relay = spec.Envoy.Plugin()

@@ -24,10 +24,10 @@ const (
 
 // Variables by which programs are given authorities. All of them are the trust
 // bundle for the plugin. gRPC's C core (Python, Ruby, PHP, C++) reads no other
-// than its own.
+// than its own, and PostgreSQL's libpq no other than PGSSLROOTCERT.
 var rootVariables = [...]string{ //nolint:gochecknoglobals // an array of constants
 	"SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "NODE_EXTRA_CA_CERTS", "GIT_SSL_CAINFO", "AWS_CA_BUNDLE", "DENO_CERT",
-	"GRPC_DEFAULT_SSL_ROOTS_FILE_PATH",
+	"GRPC_DEFAULT_SSL_ROOTS_FILE_PATH", "PGSSLROOTCERT",
 }
 
 // Variables by which single tools are given authorities in place of those above.
@@ -163,7 +163,7 @@ func (r *rootSet) addSystem() {
 func (r *rootSet) addOperator(env []string, extra map[string]string) (foreignJava bool, warnings []string) {
 	value := lookupIn(env, extra)
 	for _, name := range slices.Concat(rootVariables[:], toolRootVariables[:], []string{"SSL_CERT_DIR"}) {
-		if value(name) == "" {
+		if value(name) == "" || name == "PGSSLROOTCERT" && value(name) == "system" { // libpq's word for the system's roots
 			continue
 		}
 		paths := []string{value(name)}

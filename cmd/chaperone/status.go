@@ -67,6 +67,7 @@ func statusTable(w io.Writer, s admin.Status, now time.Time) {
 	for _, cr := range s.Credentials {
 		row(w, "credential", fmt.Sprintf("%s/%s %s %s", cr.Grant, cr.Name, cr.State, cr.Detail))
 	}
+	sessionRows(w, s.Sessions, now)
 	row(w, "audit", strings.TrimSpace(fmt.Sprintf("%s, record %d %s", s.Audit.File, s.Audit.Seq, s.Audit.Detail)))
 	if len(s.RestartPending) > 0 {
 		row(w, "restart pending", phrase.List(s.RestartPending)+" (takes effect at a restart)")

@@ -31,11 +31,14 @@ type Status struct {
 	Grants       []Grant            `json:"grants"`
 	Revocations  []authz.Revocation `json:"revocations"`
 	Credentials  []Credential       `json:"credentials"`
-	Files        []File             `json:"files"` // as last loaded
+	Sessions     []Session          `json:"sessions,omitempty"` // with databases, in the order in which they began
+	Files        []File             `json:"files"`              // as last loaded
 	Audit        Audit              `json:"audit"`
 	Host         *HostRevocations   `json:"host,omitempty"`         // nil: not read
 	Certificates string             `json:"certificates,omitempty"` // file with the authorities that the plugin's programs are to trust, PEM
 	Warnings     []string           `json:"warnings,omitempty"`     // chosen settings that weaken the sidecar
+
+	Trust *Trust `json:"trust,omitempty"` // nil without spec.trust
 
 	RestartPending []string `json:"restartPending,omitempty"` // fields of the loaded Sidecar that take effect at a restart
 }
@@ -150,6 +153,41 @@ type Grant struct {
 	NotAfter time.Time `json:"notAfter"`
 	Expired  bool      `json:"expired,omitempty"`
 	Rules    []Rule    `json:"rules"`
+
+	Signature *Signature `json:"signature,omitempty"` // nil for a grant that is not signed
+}
+
+// Trust is whose signatures count.
+type Trust struct {
+	Root      string `json:"root"`      // name of the trust root
+	Version   int64  `json:"version"`   // of the trust root
+	Digest    string `json:"digest"`    // of the trust root
+	Guardrail string `json:"guardrail"` // digest that signed grants are bound to
+}
+
+// Signature is what a signed grant is bound to, and its dates.
+type Signature struct {
+	Digest      string      `json:"digest"` // of the grant
+	Generation  int64       `json:"generation"`
+	Band        string      `json:"band"`
+	Score       int         `json:"score"`
+	Artifact    string      `json:"artifact"`            // KIND DIGEST
+	Approvals   []string    `json:"approvals,omitempty"` // IDENTITY as ROLE
+	RenewBefore time.Time   `json:"renewBefore"`
+	Stale       time.Time   `json:"stale,omitzero"` // when the first evidence becomes stale
+	Exemptions  []Exemption `json:"exemptions,omitempty"`
+}
+
+// Exemption is the state of an exemption that a grant uses.
+type Exemption struct {
+	Name     string    `json:"name"`
+	From     string    `json:"from"` // the ceiling or the rule, as in ceilings.tlsMin
+	Owner    string    `json:"owner"`
+	Ticket   string    `json:"ticket"`
+	State    string    `json:"state"` // active, expired or used up
+	NotAfter time.Time `json:"notAfter"`
+	Uses     int64     `json:"uses"`
+	MaxUses  int64     `json:"maxUses,omitempty"` // 0 for any number
 }
 
 // Rule is one rule of a grant.
@@ -170,6 +208,24 @@ type Credential struct {
 	Leased   bool      `json:"leased,omitempty"`
 	NotAfter time.Time `json:"notAfter,omitzero"` // it is not used past this
 	Detail   string    `json:"detail,omitempty"`  // why it is not valid
+}
+
+// Session is an open session of the plugin with a database. It holds no statement.
+type Session struct {
+	Decision   string    `json:"decision"` // id of the decision on the connection
+	Protocol   string    `json:"protocol"` // postgres, redis
+	Host       string    `json:"host"`
+	Port       uint16    `json:"port"`
+	Database   string    `json:"database"`
+	Rule       string    `json:"rule"` // GRANT/ID that granted the connection
+	Credential string    `json:"credential,omitempty"`
+	PID        int       `json:"pid,omitempty"` // of the plugin's process
+	Since      time.Time `json:"since"`
+	IdleMS     int64     `json:"idleMs"`              // milliseconds since a byte moved; 0 while a statement runs
+	Running    int       `json:"running"`             // statements
+	Statement  string    `json:"statement,omitempty"` // id of the decision on the one that has run longest
+	SentBytes  int64     `json:"sentBytes"`           // towards the server
+	Bytes      int64     `json:"bytes"`               // towards the plugin
 }
 
 // File is a loaded file.

@@ -16,13 +16,15 @@ import (
 const examinePatience = 10 * time.Second // for what doctor asks Vault
 
 // checkVault reports whether the sidecar can log in to Vault. One that runs is
-// asked; otherwise Vault is asked what uses nothing up, or with logIn logged in to.
+// asked; otherwise Vault is asked what uses nothing up, or with logIn logged in to. After
+// a login the roles of databases are compared with the rules.
 func checkVault(ctx context.Context, e Examination) []Finding {
 	cfg := e.Config
 	if running, ok := e.Running(ctx); ok {
 		return vaultOfRunning(running, cfg.Sidecar.Vault.Address)
 	}
 	spec := cfg.Sidecar.Vault
+	var roles []Finding
 	out := vaultFinding("login to Vault " + spec.Address)
 	broker, err := vault.New(brokerConfig(cfg.Sidecar.Plugin, spec, zap.NewNop()))
 	if err == nil {
@@ -39,13 +41,16 @@ func checkVault(ctx context.Context, e Examination) []Finding {
 				out.Name += " answers, and the files of the login hold what they should (a login may use something up, and was not tried; --login does)"
 			}
 		case vault.ExaminedLogin:
+			if err == nil {
+				roles = checkDatabaseRoles(bounded, cfg, broker)
+			}
 			err = errors.Join(err, logout(bounded, broker))
 		}
 	}
 	if err != nil {
 		out.OK, out.Problem = false, err.Error()
 	}
-	return []Finding{out}
+	return append([]Finding{out}, roles...)
 }
 
 func vaultFinding(name string) Finding {

@@ -1,7 +1,7 @@
 // Command prepare builds and fetches, once, the servers of the tests and the demo,
 // so that no test has to wait for them:
 //
-//	go run ./tools/prepare vault envoy goplugin npm npm-clients python-clients
+//	go run ./tools/prepare vault envoy goplugin npm npm-clients npm-databases postgres redis python-clients python-databases java-databases
 //
 // It keeps them in .cache, or in the folder that CHAPERONE_CACHE names. An
 // unavailable one is reported, and is an error only with CHAPERONE_REQUIRE=1.
@@ -63,8 +63,18 @@ func getter(part string) (func(context.Context, io.Writer) (string, error), erro
 		return testenv.InstallNodeClients, nil
 	case "python-clients":
 		return testenv.InstallPythonClients, nil
+	case "postgres":
+		return testenv.InstallPostgres, nil
+	case "redis":
+		return testenv.InstallRedis, nil
+	case "npm-databases":
+		return testenv.InstallNodeDatabaseClients, nil
+	case "python-databases":
+		return testenv.InstallPythonDatabaseClients, nil
+	case "java-databases":
+		return testenv.InstallJavaDatabaseClients, nil
 	default:
-		return nil, fmt.Errorf("unknown part %q: name vault, envoy, goplugin, npm, npm-clients or python-clients", part)
+		return nil, fmt.Errorf("unknown part %q: name vault, envoy, goplugin, or npm, npm-clients, npm-databases, postgres, redis, python-clients, python-databases or java-databases", part)
 	}
 }
 

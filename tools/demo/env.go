@@ -29,7 +29,18 @@ var (
 	grantYAML string
 )
 
-const apiHost = scenario.Host
+const (
+	apiHost = scenario.Host
+	dbHost  = "db.weather.example"
+)
+
+// tables are the database of the weather's orders.
+const tables = `
+CREATE TABLE orders (id int PRIMARY KEY, city text);
+INSERT INTO orders VALUES (1, 'london'), (2, 'oslo');
+CREATE TABLE customers (name text, card text);
+INSERT INTO customers VALUES ('Ada', '4111 1111 1111 1111');
+`
 
 // env is the components and the files of one run of the demo.
 type env struct {
@@ -53,7 +64,10 @@ func newEnv(ctx context.Context, binary string) (e *env, err error) {
 		return e, err
 	}
 	if testenv.Missing(testenv.PostgreSQL()) == nil {
-		if e.db, err = testenv.StartPostgres(ctx); err != nil {
+		if e.db, err = testenv.StartPostgresOf(ctx, testenv.PostgresConfig{Names: []string{dbHost}, Database: "weather"}); err != nil {
+			return e, err
+		}
+		if _, err := e.db.Query(ctx, tables); err != nil {
 			return e, err
 		}
 	}
@@ -98,12 +112,13 @@ func (e *env) authorize(r *http.Request) bool {
 func (e *env) policy() string {
 	policy := `path "sys/leases/revoke" { capabilities = ["update"] }` + "\n" + `path "sys/leases/renew" { capabilities = ["update"] }`
 	if e.db != nil {
-		policy += "\n" + `path "database/creds/reader" { capabilities = ["read"] }`
+		policy += "\n" + `path "database/creds/*" { capabilities = ["read"] }`
 	}
 	return policy
 }
 
-// leaseUsers makes a role of Vault that leases users of the database, if there is one.
+// leaseUsers makes roles of Vault that lease users of the database, if there is one. The
+// plugin's may read more than its rule grants, so that its refusal is the sidecar's.
 func (e *env) leaseUsers(ctx context.Context) error {
 	if e.db == nil {
 		return nil
@@ -111,14 +126,24 @@ func (e *env) leaseUsers(ctx context.Context) error {
 	if err := e.vault.EnableDatabase(ctx, "database", e.db); err != nil {
 		return err
 	}
-	return e.vault.DatabaseRole(ctx, "database", "reader", testenv.DatabaseRole{TTL: 5 * time.Minute})
+	return errors.Join(
+		e.vault.DatabaseRole(ctx, "database", "reader", testenv.DatabaseRole{TTL: 5 * time.Minute}),
+		e.vault.DatabaseRole(ctx, "database", "orders", testenv.DatabaseRole{
+			TTL: 5 * time.Minute, Grants: []string{`GRANT SELECT ON orders, customers TO "{{name}}"`},
+		}))
 }
 
 // writeFiles writes the sidecar's configuration, the grant and the scripts.
 func (e *env) writeFiles() error {
 	values := map[string]any{
 		"Host": apiHost, "Port": e.api.Addr.Port(), "Address": e.api.Addr.Addr(), "Vault": e.vault.Address,
-		"NotAfter": time.Now().Add(24 * time.Hour).UTC().Format(time.RFC3339), "Database": e.db != nil, "Kernel": e.root,
+		"NotAfter": time.Now().Add(24 * time.Hour).UTC().Format(time.RFC3339), "Database": e.db != nil, "Kernel": e.root, "DatabaseHost": dbHost,
+	}
+	if e.db != nil {
+		values["DatabasePort"] = e.db.Addr.Port()
+		if err := e.db.CA.WriteFile(filepath.Join(e.dir, "db-ca.pem")); err != nil {
+			return err
+		}
 	}
 	for name, text := range map[string]string{"sidecar.yaml": sidecarYAML, "grant.yaml": grantYAML} {
 		parsed, err := template.New(name).Parse(text)

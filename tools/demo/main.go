@@ -1,5 +1,5 @@
 // Command demo shows Chaperone on a terminal, with real components: a Vault, a
-// PostgreSQL if it is installed, an HTTPS API, and curl and a Python script as
+// PostgreSQL if it is installed, an HTTPS API, and curl, psql and a Python script as
 // plugins. It exits with a failure if any step fails.
 //
 //	go run ./tools/demo -chaperone bin/chaperone

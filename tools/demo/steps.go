@@ -20,12 +20,17 @@ func steps(e *env) []step {
 	if !e.root {
 		kernel = "confining a program with the kernel needs root; run make demo as root to see it"
 	}
+	database := kernel
+	if e.db == nil {
+		database = "it needs PostgreSQL (Debian: apt-get install postgresql)"
+	}
 	return []step{
 		{"A plugin without any knowledge of Chaperone calls the API", "", granted},
 		{"It tries a method that was not granted", "", refused},
 		{"It tries to bypass the sidecar in five ways", kernel, escapes},
 		{"It reaches a limit", "", limited},
 		{"Its access is cut while it downloads without end", "", cut},
+		{"psql reads a granted table, is refused another, and is cut", database, queried},
 		{"The audit log is verified, and detects a change", "", audited},
 	}
 }
@@ -157,15 +162,10 @@ func limited(ctx context.Context, e *env) error {
 
 func cut(ctx context.Context, e *env) error {
 	say("the plugin: curl %s, which never ends", e.url("/stream"))
-	download := exec.CommandContext(ctx, e.binary, "run", "--config", e.config(), "--",
-		"curl", "-sSN", "-o", "/dev/null", e.url("/stream"))
-	var output bytes.Buffer
-	download.Stdout, download.Stderr = &output, &output
-	if err := download.Start(); err != nil {
+	download, ended, output, err := e.start(ctx, "curl", "-sSN", "-o", "/dev/null", e.url("/stream"))
+	if err != nil {
 		return err
 	}
-	ended := make(chan struct{})
-	go func() { _ = download.Wait(); close(ended) }() // its status is that of a curl that was cut
 	wait, cancel := context.WithTimeout(ctx, 20*time.Second)
 	defer cancel()
 	if err := e.api.WaitStreams(wait, 1); err != nil {
@@ -176,19 +176,8 @@ func cut(ctx context.Context, e *env) error {
 	if err := e.sayLeases(ctx, "while it runs"); err != nil {
 		return err
 	}
-	r, err := e.chaperone(ctx, "revoke", "--config", e.config(), "--reason", "the demonstration", "--output", "json")
+	revoked, err := e.revoke(ctx)
 	if err != nil {
-		return err
-	}
-	var revoked struct {
-		ID  string  `json:"id"`
-		Cut int     `json:"cut"`
-		MS  float64 `json:"ms"`
-	}
-	if err := json.Unmarshal([]byte(r.stdout), &revoked); err != nil {
-		return expect(false, r, "revoke answered no JSON: %v", err)
-	}
-	if err := expect(r.status == 0 && revoked.Cut > 0, r, "nothing was cut"); err != nil {
 		return err
 	}
 	select {
@@ -200,14 +189,110 @@ func cut(ctx context.Context, e *env) error {
 	if err := e.api.WaitStreams(wait, 0); err != nil {
 		return fmt.Errorf("the API still serves it: %w", err)
 	}
-	if err := e.provedLeasesGone(ctx); err != nil {
+	if err := e.provedLeasesGone(ctx, "database/creds/reader"); err != nil {
 		return err
 	}
-	r, err = e.chaperone(ctx, "restore", revoked.ID, "--config", e.config(), "--reason", "the demonstration continues")
+	return e.restore(ctx, revoked.ID)
+}
+
+// start starts a program as the plugin. ended is closed when it has ended; its output is
+// complete then.
+func (e *env) start(ctx context.Context, program ...string) (cmd *exec.Cmd, ended chan struct{}, output *bytes.Buffer, err error) {
+	cmd = exec.CommandContext(ctx, e.binary, append([]string{"run", "--config", e.config(), "--"}, program...)...)
+	output, ended = new(bytes.Buffer), make(chan struct{})
+	cmd.Stdout, cmd.Stderr = output, output
+	if err := cmd.Start(); err != nil {
+		return nil, nil, nil, err
+	}
+	go func() { _ = cmd.Wait(); close(ended) }() // its status is that of a program that was cut
+	return cmd, ended, output, nil
+}
+
+// revocation is what revoke answered.
+type revocation struct {
+	ID  string  `json:"id"`
+	Cut int     `json:"cut"`
+	MS  float64 `json:"ms"`
+}
+
+// revoke revokes the plugin's access, which must cut something.
+func (e *env) revoke(ctx context.Context) (revoked revocation, err error) {
+	r, err := e.chaperone(ctx, "revoke", "--config", e.config(), "--reason", "the demonstration", "--output", "json")
+	if err != nil {
+		return revoked, err
+	}
+	if err := json.Unmarshal([]byte(r.stdout), &revoked); err != nil {
+		return revoked, expect(false, r, "revoke answered no JSON: %v", err)
+	}
+	return revoked, expect(r.status == 0 && revoked.Cut > 0, r, "nothing was cut")
+}
+
+func (e *env) restore(ctx context.Context, id string) error {
+	r, err := e.chaperone(ctx, "restore", id, "--config", e.config(), "--reason", "the demonstration continues")
 	if err != nil {
 		return err
 	}
 	return expect(r.status == 0, r, "restore did not work")
+}
+
+// queried has an ordinary psql use the database, and cuts it in the middle of a query.
+func queried(ctx context.Context, e *env) error {
+	psql := []string{"psql", "-X", fmt.Sprintf("host=%s port=%d dbname=weather user=anybody sslmode=verify-full", dbHost, e.db.Addr.Port())}
+	r, err := e.plugin(ctx, append(psql, "-c", "SELECT * FROM orders", "-c", "SELECT * FROM customers", "-c", "SELECT count(*) FROM orders")...)
+	if err != nil {
+		return err
+	}
+	show(r.stdout, 12)
+	show(firstLines(r.stderr, "ERROR", "HINT"), 4)
+	ok := strings.Contains(r.stdout, "london") && strings.Contains(r.stdout, "count") &&
+		strings.Contains(r.stderr, "statement_not_granted") && strings.Contains(r.stderr, "ask for tables: [public.customers]")
+	if err := expect(ok && !strings.Contains(r.stdout, "Ada"), r, "the statements were not decided"); err != nil {
+		return err
+	}
+	proved("psql logged in without a password, as a user that Vault leased; the other table is refused, and the session went on")
+	query, ended, output, err := e.start(ctx, append(psql, "-c", "SELECT pg_sleep(60)")...)
+	if err != nil {
+		return err
+	}
+	wait, cancel := context.WithTimeout(ctx, 20*time.Second)
+	defer cancel()
+	if err := e.untilQueried(wait, "pg_sleep", 1); err != nil {
+		_ = query.Process.Kill()
+		<-ended
+		return fmt.Errorf("the query did not start: %w\n%s", err, output)
+	}
+	revoked, err := e.revoke(ctx)
+	if err != nil {
+		return err
+	}
+	select {
+	case <-ended:
+	case <-wait.Done():
+		return errors.New("the query continues")
+	}
+	proved("a running query was cut in %.1f ms; psql ended: %s", revoked.MS, strings.TrimSpace(firstLines(output.String(), "FATAL")))
+	if err := e.untilQueried(wait, "pg_sleep", 0); err != nil {
+		return fmt.Errorf("PostgreSQL still runs it: %w", err)
+	}
+	if err := e.provedLeasesGone(ctx, "database/creds/orders"); err != nil {
+		return err
+	}
+	return e.restore(ctx, revoked.ID)
+}
+
+// untilQueried waits until PostgreSQL runs so many queries of leased users with a text.
+func (e *env) untilQueried(ctx context.Context, text string, want int) error {
+	for {
+		running, err := e.db.Query(ctx, "SELECT pid FROM pg_stat_activity WHERE state = 'active' AND usename LIKE 'v-%' AND query LIKE '%"+text+"%'")
+		if err != nil || len(running) == want {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
 }
 
 func (e *env) sayLeases(ctx context.Context, when string) error {
@@ -226,13 +311,13 @@ func (e *env) sayLeases(ctx context.Context, when string) error {
 }
 
 // provedLeasesGone waits until Vault has revoked the leases; the cut did not wait for it.
-func (e *env) provedLeasesGone(ctx context.Context) error {
+func (e *env) provedLeasesGone(ctx context.Context, path string) error {
 	if e.db == nil {
 		say("not shown: without PostgreSQL there is no lease to revoke")
 		return nil
 	}
 	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(50 * time.Millisecond) {
-		leases, err := e.vault.Leases(ctx, "database/creds/reader")
+		leases, err := e.vault.Leases(ctx, path)
 		if err != nil {
 			return err
 		}

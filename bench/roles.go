@@ -28,6 +28,10 @@ func playRole(role string, args []string) error {
 		return workerMain()
 	case "loader":
 		return loaderMain()
+	case "sessions":
+		return holdSessions(args)
+	case "relay":
+		return serveRelay(args)
 	case "plain-origin", "check-floor", "hop":
 		return serveOn(role, args)
 	}
@@ -79,6 +83,20 @@ func serveOn(role string, args []string) error {
 		return plainHop(l, args[0])
 	}
 	return checkFloor(l, args[0])
+}
+
+// serveRelay is the relay of databases: ADDRESS, and the file of authorities for TLS
+// to it or nothing.
+func serveRelay(args []string) error {
+	if len(args) != 2 {
+		return errors.New("role relay takes ADDRESS CAFILE")
+	}
+	l, err := (&net.ListenConfig{}).Listen(context.Background(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		return err
+	}
+	fmt.Println(l.Addr())
+	return relay(l, args[0], args[1])
 }
 
 // originHandler answers every request with 1 KiB of JSON; those whose path ends

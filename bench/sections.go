@@ -30,6 +30,12 @@ func sections() []section {
 		{"The kernel", []scene{{"kernel-calls", callsScene}, {"kernel-net", netScene}, {"kernel-limits", limitsScene}, {"kernel-mediation", mediationScene}}},
 		{"Revoke", []scene{{"revoke", revokeScene}, {"kernel-halt", haltScene}}},
 		{"Envoy", []scene{{"envoy", envoyScene}}},
+		{"Databases", []scene{
+			{"kernel-databases-postgres", postgresScene},
+			{"kernel-databases-login", loginScene},
+			{"kernel-databases-redis", redisScene},
+			{"kernel-databases-sessions", sessionsScene},
+		}},
 		{"Policy", []scene{{"policy", policyScene}}},
 	}
 }

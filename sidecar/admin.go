@@ -125,7 +125,7 @@ func (s *Sidecar) Status() admin.Status {
 		Mode: string(authz.ModeEnforce), Generation: snapshot.Generation(), Ready: true,
 		Kernel: s.kernelStatus(), Doors: s.doors(), Envoy: s.envoyStatus(), Grants: s.grantStatus(now), Revocations: admin.NonNil(snapshot.Revocations()),
 		Credentials: s.credentialStatus(), Sessions: s.sessionStatus(), Files: files(cfg), Host: s.policy.hostStatus(), Warnings: s.warnings(now), Certificates: s.plugin.certificates(),
-		RestartPending: s.policy.restartPending(),
+		RestartPending: s.policy.restartPending(), Trust: trustStatus(cfg),
 	}
 	if snapshot.Observing(s.name, now) {
 		out.Mode, out.ObserveUntil = string(authz.ModeObserve), cfg.Sidecar.ObserveUntil
@@ -262,8 +262,9 @@ func (s *Sidecar) grantStatus(now time.Time) []admin.Grant {
 	for _, r := range s.policy.engine.Current().Revocations() {
 		revoked[phrase.Rule(r.Grant, r.Rule)] = true
 	}
-	for _, g := range s.policy.config.Load().Grants {
-		grant := admin.Grant{Name: g.Name, NotAfter: g.NotAfter, Expired: !now.Before(g.NotAfter)}
+	cfg := s.policy.config.Load()
+	for _, g := range cfg.Grants {
+		grant := admin.Grant{Name: g.Name, NotAfter: g.NotAfter, Expired: !now.Before(g.NotAfter), Signature: s.signatureStatus(cfg, g.Name, now)}
 		for _, r := range g.Rules {
 			mode := r.Mode
 			if mode == "" {
@@ -339,6 +340,7 @@ func (c *PolicyControl) notices(now time.Time) []string {
 			out = append(out, fmt.Sprintf("grant %s ended at %s: its accesses are refused; write a later notAfter", g.Name, g.NotAfter.UTC().Format(time.RFC3339)))
 		}
 	}
+	out = append(out, c.dateNotices(now)...)
 	if c.engine.Current().Observing(c.cfg.Plugin, now) {
 		out = append(out, "observing: what is not granted passes without a credential, and the plugin's certificate authority covers all names")
 	}

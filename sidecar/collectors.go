@@ -51,6 +51,7 @@ func (s *Sidecar) registerMetrics() {
 			}
 		})
 	s.registerStateMetrics()
+	s.registerTrustMetrics()
 	s.registerDatabaseMetrics()
 	s.metrics.begin(string(s.name), s.countedDoors(), s.inboundServices())
 	if s.credentials.broker != nil {

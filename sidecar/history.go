@@ -31,7 +31,7 @@ const auditKeyFile = "audit.key"
 
 // historyFiles are the files of a stateDir that do not go once they are there.
 func historyFiles() []string {
-	return []string{revocationsFile, totalsFile, ratesFile, auditKeyFile}
+	return []string{revocationsFile, totalsFile, ratesFile, auditKeyFile, configs.GenerationsFile}
 }
 
 // openHistory compares a stateDir with what is remembered of it. An empty or missing
@@ -155,6 +155,35 @@ func AcceptState(spec *configs.Sidecar, reason, actor string) (lost error, revoc
 		err = fmt.Errorf("audit: %w", err)
 	}
 	return found, len(all), err
+}
+
+// AcceptTrust has a stopped sidecar take a trust root, by its digest, that does not follow the
+// one which was in force in its stateDir, and records that first.
+func AcceptTrust(spec *configs.Sidecar, digest, reason, actor string) (err error) {
+	kept, err := openState(spec.StateDir)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, kept.Close()) }()
+	var seen configs.Generations
+	if err := kept.load(configs.GenerationsFile, &seen); err != nil {
+		return err
+	}
+	if seen.Trust == 0 {
+		return fmt.Errorf("accept trust root: none was in force in stateDir %s; start the sidecar with it", spec.StateDir)
+	}
+	log, err := audit.Open(auditConfig(spec))
+	if err == nil {
+		err = errors.Join(log.Record(&authz.Record{
+			Time: time.Now(), Kind: authz.KindReload, Plugin: spec.Plugin, Actor: actor, UID: -1,
+			Detail: fmt.Sprintf("accepted by chaperone statedir accept: trust root %s instead of version %d, %s; reason: %s", digest, seen.Trust, seen.TrustDigest, phrase.OneLine(reason)),
+		}), log.Close())
+	}
+	if err != nil {
+		return fmt.Errorf("audit: %w", err)
+	}
+	seen.TrustDigest = digest
+	return kept.save(configs.GenerationsFile, seen)
 }
 
 // CheckStatePlace returns why a sidecar would refuse the place of a stateDir, as far as

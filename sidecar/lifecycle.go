@@ -28,6 +28,9 @@ func (s *Sidecar) Listen(ctx context.Context) error {
 		return err
 	}
 	cfg := s.policy.config.Load()
+	if err := s.policy.keepGenerations(cfg); err != nil {
+		return err
+	}
 	s.policy.recordFiles(cfg, "start", s.policy.install(cfg), "loaded at the start")
 	s.announceStart()
 	return s.telemetry.startMetering()
@@ -160,7 +163,9 @@ func (s *Sidecar) register() (unregister func()) {
 
 // startWorkers runs what the doors depend on.
 func (s *Sidecar) startWorkers(ctx context.Context, g *errgroup.Group) {
-	g.Go(func() error { return s.policy.engine.Run(ctx, time.Now) })
+	g.Go(func() error { return s.policy.engine.Run(ctx, s.policy.generations.clock.Now) })
+	g.Go(func() error { s.policy.maintainGenerations(ctx); return nil })
+	g.Go(func() error { s.policy.followContainment(ctx); return nil })
 	g.Go(func() error { s.policy.follow(ctx, s.policy.followKernel); return nil })
 	g.Go(func() error { s.policy.maintainTotals(ctx); return nil })
 	g.Go(func() error { s.journal.maintainCounts(ctx); return nil })
@@ -419,6 +424,7 @@ func (c *PolicyControl) install(cfg *configs.Config) uint64 {
 		c.cfg.Log.Error("placeholder missing", zap.Error(err))
 	}
 	c.cfg.Telemetry.allowConnects()
+	c.containment.follow(cfg.Containment)
 	generation := c.engine.Install(cfg.Policy)
 	c.cfg.Metrics.reloadOK.Set(1)
 	c.cfg.Metrics.follow(cfg.Grants, c.ledger.Report(c.engine.Current(), c.cfg.Plugin, time.Now()))

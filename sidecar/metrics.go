@@ -23,6 +23,7 @@ type metrics struct {
 	crossings   *prometheus.CounterVec
 	fetches     prometheus.Histogram
 	reloadOK    prometheus.Gauge
+	contained   *prometheus.CounterVec
 
 	probes *prometheus.CounterVec
 
@@ -102,6 +103,9 @@ func newMetrics() *metrics {
 		reloadOK: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "chaperone_config_last_reload_successful", Help: "1 when the files were loaded the last time they were read.",
 		}),
+		contained: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "chaperone_containments_total", Help: "Revocations by rules of containment.",
+		}, []string{"containment"}),
 		probes: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "chaperone_probes_total", Help: "Look-ups that libraries of the plugin made by themselves, and that were refused.",
 		}, []string{"probe"}),
@@ -116,7 +120,7 @@ func newMetrics() *metrics {
 		}, []string{"port", "direction"}),
 	}
 	m.registry.MustRegister(m.decisions, m.deciding, m.requests, m.revocations, m.starts, m.crossings, m.fetches, m.reloadOK, m.probes,
-		m.inbound, m.inboundBytes, m.statements,
+		m.inbound, m.inboundBytes, m.statements, m.contained,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }
@@ -124,8 +128,9 @@ func newMetrics() *metrics {
 // counting is an authz.Recorder that counts what it passes on. A record that
 // could not be written is counted by the reason the plugin gets for it.
 type counting struct {
-	next    authz.BatchRecorder
-	metrics *metrics
+	next        authz.BatchRecorder
+	metrics     *metrics
+	containment *containment
 }
 
 func (c counting) Record(r *authz.Record) error {
@@ -144,6 +149,7 @@ func (c counting) RecordAll(records []*authz.Record) error {
 }
 
 func (c counting) count(r *authz.Record, err error) {
+	c.containment.observe(r, time.Now())
 	switch r.Kind {
 	case authz.KindDecision:
 		reason := r.Reason

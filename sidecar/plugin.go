@@ -7,6 +7,7 @@ import (
 
 	"github.com/chaperone-proxy/chaperone/authz"
 	"github.com/chaperone-proxy/chaperone/configs"
+	"github.com/chaperone-proxy/chaperone/governance/grantcheck"
 )
 
 // Plugin is the plugin's process and what it is started with: its environment, its
@@ -30,6 +31,8 @@ type PluginConfig struct {
 	State          func() *state
 	ProxyAddress   func() string // HOST:PORT; "" without a proxy
 	RenewAuthority func() error  // has the trust store hold an authority for the granted hosts
+
+	Verified func(grantcheck.Artifact) // notes the artifact that is started
 
 	Record  func(*authz.Record) // writes a record that is not of an access
 	Metrics *metrics

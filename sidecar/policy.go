@@ -9,6 +9,7 @@ import (
 
 	"github.com/chaperone-proxy/chaperone/authz"
 	"github.com/chaperone-proxy/chaperone/configs"
+	"github.com/chaperone-proxy/chaperone/governance/grantcheck"
 	"github.com/chaperone-proxy/chaperone/internal/statehistory"
 	"github.com/chaperone-proxy/chaperone/proxy"
 	"github.com/chaperone-proxy/chaperone/proxy/inbound"
@@ -45,11 +46,20 @@ type PolicyControl struct {
 	cutting sync.Mutex                  // one revocation at a time; guards answers
 	answers map[string]revocationResult // by id
 
+	governed
+
 	enforcing sync.Mutex // one reconciliation of the kernel with the policy at a time
 
 	saving   sync.Mutex  // guards used
 	used     authz.State // as it was last written down
 	restored bool        // the use by earlier runs was read
+}
+
+// governed is what governance needs of a running sidecar.
+type governed struct {
+	generations generations
+	artifact    atomic.Pointer[grantcheck.Artifact] // that was started; nil before, or without signed grants
+	containment *containment
 }
 
 // PolicyConfig is what a PolicyControl is made from. Functions return nil for what the
@@ -78,7 +88,7 @@ type PolicyConfig struct {
 
 // newPolicyControl returns the control of a policy that is not in force yet.
 func newPolicyControl(files *configs.Config, cfg PolicyConfig) *PolicyControl {
-	c := &PolicyControl{cfg: cfg, engine: cfg.Engine, ledger: cfg.Ledger, running: files.Sidecar}
+	c := &PolicyControl{cfg: cfg, engine: cfg.Engine, ledger: cfg.Ledger, running: files.Sidecar, governed: governed{containment: newContainment()}}
 	c.config.Store(files)
 	return c
 }

@@ -346,10 +346,13 @@ func (c *PolicyControl) Reload(ctx context.Context, actor string) (changes []str
 	old := c.config.Load()
 	next, err := configs.Load(old.Path, time.Now())
 	if err == nil {
-		err = errors.Join(sameIdentity(&old.Sidecar, &next.Sidecar), c.enforceable(next.Grants))
+		err = errors.Join(sameIdentity(&old.Sidecar, &next.Sidecar), c.enforceable(next.Grants), c.sameArtifact(next))
 	}
 	if err == nil && c.cfg.ExtAuthzTLS() != nil {
 		err = c.cfg.ExtAuthzTLS().reload()
+	}
+	if err == nil {
+		err = c.keepGenerations(next)
 	}
 	var generation uint64
 	if err == nil {

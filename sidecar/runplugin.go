@@ -18,6 +18,7 @@ import (
 
 	"github.com/chaperone-proxy/chaperone/authz"
 	"github.com/chaperone-proxy/chaperone/configs"
+	"github.com/chaperone-proxy/chaperone/governance/grantcheck"
 )
 
 // startPatience is how long run waits for Vault and the kernel before it gives up.
@@ -113,7 +114,7 @@ func (p *Plugin) startPlugin(args []string) (started process, background bool, e
 	}
 	extra := p.placeholders.environment()
 	maps.Copy(extra, spec.Process.Env)
-	env := pluginEnvironment(p.accountEnvironment(os.Environ()), extra, p.cfg.ProxyAddress(), p.proxyToken(), p.trust)
+	env := pluginEnvironment(p.verifiedEnvironment(p.accountEnvironment(os.Environ())), extra, p.cfg.ProxyAddress(), p.proxyToken(), p.trust)
 	started, background, err = p.startIn(spec, args, env)
 	result := "ok"
 	if err != nil {
@@ -139,7 +140,11 @@ func (s *Sidecar) renewAuthority() error {
 
 // startIn starts CMD in whatever confines it.
 func (p *Plugin) startIn(spec *configs.Sidecar, args, env []string) (started process, background bool, err error) {
-	command := sandbox.Command{Args: args, Env: env, Files: p.pluginFiles(spec), Kept: keptPaths(p.cfg.Files(), args)}
+	path, digest, err := p.verifyArtifact(args)
+	if err != nil {
+		return nil, false, err
+	}
+	command := sandbox.Command{Path: path, Digest: digest, Args: args, Env: env, Files: p.pluginFiles(spec), Kept: keptPaths(p.cfg.Files(), args)}
 	if p.trust != nil {
 		command.TrustBundle = p.trust.pemFile()
 	}
@@ -168,6 +173,9 @@ func (p *Plugin) startDetail(err error) string {
 	words := []string{"started"}
 	if err != nil {
 		words = []string{"not started: " + err.Error()}
+		if _, is := errors.AsType[*grantcheck.CommandError](err); is {
+			words = []string{"not started: CMD is not the command of the grant"} // an argument may be a secret
+		}
 	}
 	if by := p.cfg.Confinement().Description(); by != "" {
 		words = append(words, by)

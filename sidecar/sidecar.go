@@ -114,6 +114,9 @@ type addresses struct {
 // New makes the parts, inside out. It starts nothing and binds no socket.
 func New(opts Config) (s *Sidecar, err error) {
 	cfg := opts.Files
+	if err := checkTrust(cfg, opts.External); err != nil {
+		return nil, err
+	}
 	if opts.Log == nil {
 		opts.Log = zap.NewNop()
 	}
@@ -178,7 +181,8 @@ func (s *Sidecar) makeParts() {
 	s.plugin = &Plugin{cfg: PluginConfig{
 		Name: s.name, Token: s.cfg.Token, Engine: engine, Confinement: confinement, Files: files, ProxyAddress: proxyAddress,
 		State: func() *state { return s.policy.state }, RenewAuthority: s.renewAuthority,
-		Record: s.journal.record, Metrics: s.metrics, Log: s.cfg.Log,
+		Verified: s.policy.verified,
+		Record:   s.journal.record, Metrics: s.metrics, Log: s.cfg.Log,
 	}}
 }
 
@@ -206,7 +210,7 @@ func (s *Sidecar) openAudit(spec *configs.Sidecar) (err error) {
 	if err != nil {
 		return fmt.Errorf("open audit log: %w", err)
 	}
-	s.journal.recorder = counting{s.journal.audit, s.metrics}
+	s.journal.recorder = counting{s.journal.audit, s.metrics, s.policy.containment}
 	if show := s.cfg.Refused; show != nil && spec.Audit.Paths == configs.AuditPathsMasked {
 		s.cfg.Refused = func(r authz.Refusal) { show(maskRefusal(r, s.journal.audit.MaskPath)) }
 		s.telemetry.cfg.Refused = s.cfg.Refused
@@ -271,7 +275,7 @@ func brokerConfig(plugin string, v *configs.Vault, log *zap.Logger) vault.Config
 // makeGate makes the one door that all others lead through.
 func (s *Sidecar) makeGate(*configs.Sidecar) (err error) {
 	cfg := authz.GateConfig{
-		Engine: s.policy.engine, Ledger: s.policy.ledger, Recorder: redactingRecorder{s.journal.recorder, s.plugin.placeholders.current}, Now: time.Now,
+		Engine: s.policy.engine, Ledger: s.policy.ledger, Recorder: redactingRecorder{s.journal.recorder, s.plugin.placeholders.current}, Now: s.policy.generations.clock.Now,
 		Crossed: func(c authz.Crossing) { s.telemetry.limitExceeded(c) }, Persist: s.policy.saveUsed,
 	}
 	if s.credentials.broker != nil {

@@ -86,7 +86,7 @@ func openState(dir string) (*state, error) {
 
 // removeTemporary removes what an earlier sidecar was writing when it crashed.
 func (s *state) removeTemporary() error {
-	for _, name := range []string{revocationsFile, totalsFile, ratesFile, socketsFile, leasesFile, trustFile, placeholdersFile} {
+	for _, name := range []string{revocationsFile, totalsFile, ratesFile, socketsFile, leasesFile, trustFile, placeholdersFile, configs.GenerationsFile} {
 		if err := atomicfile.RemoveTemporary(s.path(name)); err != nil {
 			return fmt.Errorf("remove temporary file of stateDir: %w", err)
 		}

@@ -10,6 +10,7 @@ import (
 	"syscall"
 
 	"github.com/chaperone-proxy/chaperone/ebpf/sandbox"
+	"github.com/chaperone-proxy/chaperone/ebpf/sandbox/launcher"
 
 	"github.com/chaperone-proxy/chaperone/internal/reaper"
 	"github.com/chaperone-proxy/chaperone/internal/terminal"
@@ -48,7 +49,7 @@ func startUnconfined(command *sandbox.Command, children *reaper.Reaper) (*unconf
 	}
 	args := command.Args
 	err := u.start(command, args, attributes)
-	if errors.Is(err, syscall.ENOEXEC) { // a script without #!, as execvp(3)
+	if errors.Is(err, syscall.ENOEXEC) && command.Digest == "" { // a script without #!, as execvp(3)
 		err = u.start(command, append([]string{"/bin/sh", u.cmd.Path}, args[1:]...), attributes)
 	}
 	if err == nil {
@@ -56,6 +57,9 @@ func startUnconfined(command *sandbox.Command, children *reaper.Reaper) (*unconf
 	}
 	if u.terminal != nil {
 		err = errors.Join(err, u.terminal.Close())
+	}
+	if _, other := errors.AsType[*launcher.DigestError](err); other {
+		return nil, err
 	}
 	status := 126
 	if errors.Is(err, exec.ErrNotFound) || errors.Is(err, fs.ErrNotExist) {
@@ -68,6 +72,14 @@ func (u *unconfined) start(command *sandbox.Command, args []string, attributes *
 	u.cmd = exec.Command(args[0], args[1:]...) //nolint:noctx // the program to run is what the user says, and outlives no context
 	u.cmd.Env, u.cmd.Stdin, u.cmd.Stdout, u.cmd.Stderr = command.Env, command.Stdin, command.Stdout, command.Stderr
 	u.cmd.SysProcAttr = attributes
+	if command.Digest != "" {
+		file, descriptor, err := launcher.OpenVerified(command.Path, command.Digest)
+		if err != nil {
+			return err
+		}
+		defer func() { _ = file.Close() }() // the child has its own
+		u.cmd.Path, u.cmd.Err = descriptor, nil
+	}
 	_, err := u.reaper.Start(func() (*os.Process, error) {
 		err := u.cmd.Start()
 		return u.cmd.Process, err

@@ -6,12 +6,14 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/chaperone-proxy/chaperone/configs"
 	"github.com/chaperone-proxy/chaperone/ebpf"
+	"github.com/chaperone-proxy/chaperone/governance/grantcheck"
 	"github.com/chaperone-proxy/chaperone/internal/admin"
 	"github.com/chaperone-proxy/chaperone/internal/phrase"
 	"github.com/chaperone-proxy/chaperone/sidecar"
@@ -66,13 +68,14 @@ func (c *cli) checkFiles(paths []string, recursive bool) error {
 		return err
 	}
 	wrong = append(wrong, misplaced...)
-	checked.Warnings = append(doubtful, checked.Warnings...)
+	checked.Warnings = slices.Concat(doubtful, checked.Warnings, usedUp(checked.Policies))
 	answer := checkAnswer{
 		OK: len(wrong)+len(checked.Expired) == 0, Errors: admin.NonNil(wrong), Expired: admin.NonNil(checked.Expired),
 		Warnings: admin.NonNil(checked.Warnings), Documents: admin.NonNil(checked.Documents),
 	}
 	if c.output == "table" {
 		c.printChecked(answer, len(checked.Files))
+		c.printGenerations(checked.Policies)
 	} else if err := c.print(answer, nil); err != nil {
 		return err
 	}
@@ -100,6 +103,40 @@ func (c *cli) printChecked(a checkAnswer, files int) {
 		result = phrase.Count(len(a.Expired), "grant") + " expired"
 	}
 	say(c.stdout, "%s in %s: %s", phrase.Count(len(a.Documents), "document"), phrase.Count(files, "file"), result)
+}
+
+// printGenerations prints the signed grants that a Sidecar would put in force.
+func (c *cli) printGenerations(policies []configs.PluginPolicy) {
+	for _, p := range policies {
+		if p.Sidecar == nil || p.Sidecar.Trust == nil {
+			continue
+		}
+		for _, g := range p.Sidecar.Trust.Grants {
+			say(c.stdout, "grant %s: generation %d, until %s", g.Name, g.Binding.Generation, g.NotAfter.UTC().Format(time.RFC3339))
+		}
+	}
+}
+
+// usedUp warns of exemptions that are used up by what the stateDirs have; of others that do not
+// count any more the loader warns.
+func usedUp(policies []configs.PluginPolicy) (out configs.Errors) {
+	for _, p := range policies {
+		if p.Sidecar == nil || p.Sidecar.Trust == nil {
+			continue
+		}
+		uses := sidecar.ExemptionUses(p.Sidecar.Sidecar.StateDir)
+		for _, g := range p.Sidecar.Trust.Grants {
+			for i, e := range g.Exemptions {
+				if n := uses[e.Name]; e.State(time.Now(), n) == grantcheck.ExemptionUsedUp {
+					out = append(out, configs.Error{
+						File: g.File, Field: fmt.Sprintf("spec.binding.exemptions[%d]", i),
+						Message: fmt.Sprintf("exemption %s is used up: %d of %d uses are written in the stateDir; the rules that need it are denied", e.Name, n, e.MaxUses),
+					})
+				}
+			}
+		}
+	}
+	return out
 }
 
 // checkStateDirs reports stateDirs that run would refuse for their place. To root

@@ -101,7 +101,7 @@ func fileMessages() []message {
 		},
 		{
 			name: "an unknown kind", sidecar: [2]string{"kind: Sidecar", "kind: Sidcar"}, status: 1,
-			want: `sidecar.yaml:2:7: kind: "Sidcar" is not known; write Sidecar, PluginGrant, PluginGuardrail or PluginTest`,
+			want: `sidecar.yaml:2:7: kind: "Sidcar" is not known; write Sidecar, PluginGrant, PluginGuardrail, PluginTest, PluginManifest, GrantExemption, RiskRubric, TrustRoot or ComplianceChecklist`,
 		},
 		{
 			name: "a duration without a unit", sidecar: [2]string{"  kernel: off", "  kernel: off\n  drain: 10"}, status: 1,
@@ -273,7 +273,7 @@ func commandMessages() []message {
 		},
 		{
 			name: "a kind of schema", args: "schema Sidcar", status: 2,
-			want: `chaperone: "Sidcar" is not a kind; the kinds are Sidecar, PluginGrant, PluginGuardrail, PluginTest`,
+			want: `chaperone: "Sidcar" is not a kind; the kinds are Sidecar, PluginGrant, PluginGuardrail, PluginTest, PluginManifest, GrantExemption, RiskRubric, TrustRoot, ComplianceChecklist`,
 		},
 	}
 }

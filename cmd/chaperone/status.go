@@ -127,6 +127,7 @@ func policyRows(w io.Writer, s admin.Status) {
 			state = "EXPIRED " + g.NotAfter.Format(time.RFC3339)
 		}
 		row(w, "grant "+g.Name, state)
+		signatureRows(w, g.Signature)
 		for _, r := range g.Rules {
 			note := r.Mode
 			if r.Revoked {
@@ -151,6 +152,22 @@ func policyRows(w io.Writer, s admin.Status) {
 	}
 	if s.Host != nil && s.Host.Detail != "" {
 		row(w, "host", s.Host.Detail)
+	}
+}
+
+// signatureRows shows what a signed grant is bound to.
+func signatureRows(w io.Writer, s *admin.Signature) {
+	if s == nil {
+		return
+	}
+	row(w, "", fmt.Sprintf("signed, generation %d, risk %s (%d), approved by %s; renew before %s", s.Generation, s.Band, s.Score, phrase.List(s.Approvals), s.RenewBefore.UTC().Format(time.RFC3339)))
+	row(w, "", "for "+s.Artifact)
+	for _, e := range s.Exemptions {
+		uses := strconv.FormatInt(e.Uses, 10)
+		if e.MaxUses > 0 {
+			uses += " of " + strconv.FormatInt(e.MaxUses, 10)
+		}
+		row(w, "", fmt.Sprintf("exemption %s from %s, %s, until %s, used %s", e.Name, e.From, e.State, e.NotAfter.UTC().Format(time.RFC3339), uses))
 	}
 }
 

@@ -1,0 +1,158 @@
+package evidence
+
+import (
+	"bytes"
+	"encoding/json"
+	"flag"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/rogpeppe/go-internal/txtar"
+
+	"github.com/chaperone-proxy/chaperone/internal/printable"
+)
+
+func updateFlag() *bool { return flag.Bool("update", false, "write the golden files") }
+
+var update = updateFlag()
+
+// issued is the time of statements in tests, and made that of reading a report.
+var (
+	issued = time.Date(2026, 9, 3, 12, 0, 0, 0, time.UTC)
+	made   = time.Date(2026, 12, 1, 12, 0, 0, 0, time.UTC)
+)
+
+// samples returns a report of each format by name: those of testdata/formats.txtar, and
+// outputs of real tools.
+func samples(t testing.TB) map[string][]byte {
+	t.Helper()
+	archive, err := txtar.ParseFile("testdata/formats.txtar")
+	if err != nil {
+		t.Fatal(err)
+	}
+	out := map[string][]byte{}
+	for _, f := range archive.Files {
+		out[f.Name] = f.Data
+	}
+	for _, name := range []string{"golangci.sarif", "golangci.junit.xml", "pytest.junit.xml", "gotest.json", "gomod.cdx.json"} {
+		data, err := os.ReadFile(filepath.Join("testdata", name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		out[name] = data
+	}
+	return out
+}
+
+// normaliseSample reads a report and returns its predicates in lines.
+func normaliseSample(t testing.TB, data []byte) string {
+	t.Helper()
+	found, err := Normalise(data, Options{IssuedAt: made, ValidFor: 7 * 24 * time.Hour})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out bytes.Buffer
+	for _, n := range found {
+		out.WriteString(n.PredicateType + " artifacts " + strings.Join(n.Artifacts, ",") + ": " + n.Summary + "\n")
+		if err := json.Indent(&out, n.Predicate, "", " "); err != nil {
+			t.Fatal(err)
+		}
+		out.WriteByte('\n')
+	}
+	return out.String()
+}
+
+func TestFormats(t *testing.T) {
+	golden := &txtar.Archive{Comment: []byte("The predicates of each report. Written by: go test ./governance/evidence -update\n")}
+	const path = "testdata/predicates.txtar"
+	want := map[string]string{}
+	if old, err := txtar.ParseFile(path); err == nil {
+		for _, f := range old.Files {
+			want[f.Name] = string(f.Data)
+		}
+	}
+	all := samples(t)
+	for _, name := range sortedNames(all) {
+		got := normaliseSample(t, all[name])
+		golden.Files = append(golden.Files, txtar.File{Name: name, Data: []byte(got)})
+		if diff := cmp.Diff(want[name], got); diff != "" && !*update {
+			t.Errorf("%s (-want +got):\n%s", name, diff)
+		}
+		if again := normaliseSample(t, all[name]); again != got {
+			t.Errorf("%s gives other bytes the second time", name)
+		}
+		for line := range strings.Lines(got) {
+			if line = strings.TrimSuffix(line, "\n"); printable.Text(line) != line {
+				t.Errorf("%s: %q has control characters", name, line)
+			}
+		}
+	}
+	if *update {
+		if err := os.WriteFile(path, txtar.Format(golden), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func sortedNames(all map[string][]byte) []string {
+	var names []string
+	for name := range all {
+		names = append(names, name)
+	}
+	return distinct(names)
+}
+
+// A report does not become younger by being signed again.
+func TestObservedAt(t *testing.T) {
+	want := map[string]string{
+		"security.sarif": "2026-09-01T10:00:00Z", "scanned.cdx.json": "2026-09-01T09:00:00Z", "two.spdx.json": "2026-09-01T08:00:00Z",
+		"two.openvex.json": "2026-09-02T10:00:00Z", "nested.junit.xml": "2026-09-01T07:00:00Z", "events.gotest.json": "2026-09-01T06:00:00Z",
+		"vulns.intoto.json": "2026-09-01T05:01:00Z", "slsa.intoto.json": "2026-09-01T04:00:00Z",
+	}
+	all := samples(t)
+	for name, at := range want {
+		found, err := Normalise(all[name], Options{IssuedAt: made})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, n := range found {
+			subject, err := Artifact("crm-sync", testArtifact)
+			if err != nil {
+				t.Fatal(err)
+			}
+			payload, err := New([]Subject{subject}, n.PredicateType, n.Predicate)
+			if err != nil {
+				t.Fatal(err)
+			}
+			item, err := parse(payload)
+			if err != nil || item.ObservedAt.Format(time.RFC3339) != at || !item.IssuedAt.Equal(made) {
+				t.Errorf("%s: observed %s, issued %s (%v); want %s, %s", name, item.ObservedAt, item.IssuedAt, err, at, made)
+			}
+		}
+	}
+}
+
+// Findings in another order of results, and twice, are the same bytes but for the digest of
+// the source.
+func TestOrder(t *testing.T) {
+	a := `{"version":"2.1.0","runs":[{"tool":{"driver":{"name":"s"}},"results":[{"ruleId":"a","level":"note","message":{"text":"1"}},{"ruleId":"b","message":{"text":"2"}}]}]}`
+	b := `{"version":"2.1.0","runs":[{"tool":{"driver":{"name":"s"}},"results":[{"ruleId":"b","message":{"text":"2"}},{"ruleId":"a","level":"note","message":{"text":"1"}},{"ruleId":"b","message":{"text":"2"}}]}]}`
+	read := func(s string) []Finding {
+		found, err := Normalise([]byte(s), Options{IssuedAt: made})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var p FindingsPredicate
+		if err := json.Unmarshal(found[0].Predicate, &p); err != nil {
+			t.Fatal(err)
+		}
+		return p.Findings
+	}
+	if diff := cmp.Diff(read(a), read(b)); diff != "" || len(read(a)) != 2 {
+		t.Errorf("findings differ: %s", diff)
+	}
+}

@@ -400,9 +400,3 @@ func (c *checker) use(f *Finding, e *grantcheck.Exemption) {
 	f.Message += fmt.Sprintf(" (exempted by %s until %s, ticket %s)", e.Name, e.NotAfter.UTC().Format(time.RFC3339), quote(e.Ticket))
 	c.out.Exemptions = append(c.out.Exemptions, e.Name)
 }
-
-// isDigest reports whether a text is sha256: and 64 hexadecimal digits.
-func isDigest(s string) bool {
-	digits, ok := strings.CutPrefix(s, "sha256:")
-	return ok && len(digits) == len(noDigest)-len("sha256:") && strings.Trim(digits, "0123456789abcdef") == ""
-}

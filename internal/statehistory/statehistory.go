@@ -287,6 +287,24 @@ func Accept(dir, plugin string, revocations int, roots ...string) (lost, err err
 	return lost, h.advance(revocations, nil)
 }
 
+// Forget removes what is remembered of a state directory that its maker removes: one of a
+// single run, to which no sidecar returns.
+func Forget(dir string, roots ...string) error {
+	id, err := identify(dir)
+	if err != nil {
+		return err
+	}
+	for _, root := range roots {
+		if rerr := os.Remove(filepath.Join(root, folder, id+".json")); rerr != nil && !errors.Is(rerr, fs.ErrNotExist) {
+			err = errors.Join(err, rerr)
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("forget state: %w", err)
+	}
+	return nil
+}
+
 func (h *History) readMark() error {
 	err := read(filepath.Join(h.dir, MarkName), &h.mark)
 	if errors.Is(err, fs.ErrNotExist) {

@@ -1,0 +1,21 @@
+package main
+
+import "github.com/spf13/cobra"
+
+// pluginCommand returns the parent of every command that approves plugins.
+func (c *cli) pluginCommand() *cobra.Command {
+	return group("plugin", "Approve plugins", "Approve plugins. `chaperone plugin` is this command, as found beside chaperone.", c.pluginCommands()...)
+}
+
+// pluginCommands lists them, sorted by name.
+func (c *cli) pluginCommands() []*cobra.Command {
+	return []*cobra.Command{
+		c.checkCommand(),
+		c.diffCommand(),
+		c.importCommand(),
+		c.initCommand(),
+		c.keygenCommand(),
+		c.signCommand(),
+		c.trustCommand(),
+	}
+}

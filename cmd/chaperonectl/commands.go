@@ -12,9 +12,11 @@ func (c *cli) pluginCommands() []*cobra.Command {
 	return []*cobra.Command{
 		c.checkCommand(),
 		c.diffCommand(),
+		c.evidenceCommand(),
 		c.importCommand(),
 		c.initCommand(),
 		c.keygenCommand(),
+		c.riskCommand(),
 		c.signCommand(),
 		c.trustCommand(),
 	}

@@ -10,14 +10,22 @@ func (c *cli) pluginCommand() *cobra.Command {
 // pluginCommands lists them, sorted by name.
 func (c *cli) pluginCommands() []*cobra.Command {
 	return []*cobra.Command{
+		c.annotateCommand(),
+		c.approveCommand(),
 		c.checkCommand(),
 		c.diffCommand(),
 		c.evidenceCommand(),
 		c.importCommand(),
 		c.initCommand(),
+		c.issueCommand(),
 		c.keygenCommand(),
+		c.rejectCommand(),
+		c.reviewCommand(),
 		c.riskCommand(),
 		c.signCommand(),
+		c.statusCommand(),
+		c.submitCommand(),
 		c.trustCommand(),
+		c.withdrawCommand(),
 	}
 }

@@ -10,22 +10,30 @@ func (c *cli) pluginCommand() *cobra.Command {
 // pluginCommands lists them, sorted by name.
 func (c *cli) pluginCommands() []*cobra.Command {
 	return []*cobra.Command{
+		c.adoptCommand(),
 		c.annotateCommand(),
 		c.approveCommand(),
 		c.checkCommand(),
 		c.diffCommand(),
 		c.evidenceCommand(),
+		c.exemptCommand(),
 		c.importCommand(),
 		c.initCommand(),
 		c.issueCommand(),
 		c.keygenCommand(),
+		c.notifyCommand(),
+		c.promoteCommand(),
 		c.rejectCommand(),
+		c.remindCommand(),
+		c.renewCommand(),
 		c.reviewCommand(),
 		c.riskCommand(),
+		c.rollbackCommand(),
 		c.signCommand(),
 		c.statusCommand(),
 		c.submitCommand(),
 		c.trustCommand(),
+		c.verifyCommand(),
 		c.withdrawCommand(),
 	}
 }

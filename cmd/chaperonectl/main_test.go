@@ -35,7 +35,7 @@ func testClock() time.Time {
 func TestScript(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir:  "testdata/script",
-		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){"keys": makeKeys, "digest": setDigest, "grant": setGrant, "replace": replaceText},
+		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){"keys": makeKeys, "digest": setDigest, "grant": setGrant, "replace": replaceText, "record": recordAccesses, "sidecar": buildSidecar},
 		Setup: func(env *testscript.Env) error {
 			env.Setenv("GORACE", os.Getenv("GORACE"))
 			return nil

@@ -1,5 +1,5 @@
-# The sidecar as a container image: one static binary and the public certificate
-# authorities. It has no shell.
+# The sidecar as a container image: one static binary, chaperonectl beside it, and the
+# public certificate authorities. It has no shell.
 #
 #   make image
 #   docker run --rm chaperone:VERSION version
@@ -21,7 +21,7 @@ COPY go.mod go.sum ./
 RUN go mod download
 COPY . .
 ARG VERSION=unknown
-RUN CGO_ENABLED=0 go build -trimpath -tags grpcnotrace -ldflags "-s -w -X main.version=$VERSION" -o /image/usr/bin/chaperone ./cmd/chaperone
+RUN mkdir -p /image/usr/bin && CGO_ENABLED=0 go build -trimpath -tags grpcnotrace -ldflags "-s -w -X main.version=$VERSION" -o /image/usr/bin/ ./cmd/chaperone ./cmd/chaperonectl
 RUN mkdir -p -m 0755 /image/etc/ssl/certs && cp /etc/ssl/certs/ca-certificates.crt /image/etc/ssl/certs/ \
     && echo 'root:x:0:0::/:/none' >/image/etc/passwd \
     && echo 'chaperone:x:65532:65532::/:/none' >>/image/etc/passwd \

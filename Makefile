@@ -9,8 +9,10 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unkn
 # Without this tag gRPC links templates, and the linker keeps every exported method: +10 MB.
 TAGS := grpcnotrace
 GO_BUILD := CGO_ENABLED=0 go build -trimpath -tags $(TAGS) -ldflags '-s -w -X main.version=$(VERSION)'
-BUILD_HERE = echo "building chaperone (about a minute the first time)" >&2 && $(GO_BUILD) -o bin/chaperone ./cmd/chaperone
+PROGRAMS := chaperone chaperonectl
+BUILD_HERE = echo "building chaperone (about a minute the first time)" >&2 && $(GO_BUILD) -o bin/ $(PROGRAMS:%=./cmd/%)
 CYCLONEDX := v1.9.0
+DOCKER ?= docker
 FUZZTIME ?= 30s
 .DEFAULT_GOAL := help
 .PHONY: help demo demo-envoy test test-long lint bench generate build release example image fuzz
@@ -52,22 +54,24 @@ generate: ## the eBPF objects and the schemas (both are committed)
 	@tools/setup generate
 	go generate ./...
 
-build: ## bin/chaperone, static, for this machine, and beside it for linux/amd64 and linux/arm64
-	GOOS=linux GOARCH=amd64 $(GO_BUILD) -o bin/chaperone-linux-amd64 ./cmd/chaperone
-	GOOS=linux GOARCH=arm64 $(GO_BUILD) -o bin/chaperone-linux-arm64 ./cmd/chaperone
-	cp bin/chaperone-linux-$$(go env GOHOSTARCH) bin/chaperone
+build: ## bin/chaperone and bin/chaperonectl, static, for this machine, and beside them for linux/amd64 and linux/arm64
+	for program in $(PROGRAMS); do for arch in amd64 arm64; do \
+		GOOS=linux GOARCH=$$arch $(GO_BUILD) -o bin/$$program-linux-$$arch ./cmd/$$program || exit 1; \
+	done; cp bin/$$program-linux-$$(go env GOHOSTARCH) bin/$$program; done
 
-release: build ## bin/ with man pages, a CycloneDX bill of materials and SHA-256 sums
-	rm -rf bin/man && go run -tags man -ldflags "-X main.version=$(VERSION)" ./cmd/chaperone man bin/man
-	GOFLAGS= go run github.com/CycloneDX/cyclonedx-gomod/cmd/cyclonedx-gomod@$(CYCLONEDX) bin -json -version $(VERSION) -output bin/chaperone.cdx.json bin/chaperone
-	cd bin && sha256sum chaperone-linux-* chaperone.cdx.json >SHA256SUMS
+release: build ## bin/ with man pages, CycloneDX bills of materials and SHA-256 sums
+	rm -rf bin/man && for program in $(PROGRAMS); do \
+		go run -tags man -ldflags "-X main.version=$(VERSION)" ./cmd/$$program man bin/man || exit 1; \
+		GOFLAGS= go run github.com/CycloneDX/cyclonedx-gomod/cmd/cyclonedx-gomod@$(CYCLONEDX) bin -json -version $(VERSION) -output bin/$$program.cdx.json bin/$$program || exit 1; \
+	done
+	cd bin && sha256sum $(PROGRAMS:%=%-linux-*) $(PROGRAMS:%=%.cdx.json) >SHA256SUMS
 
-example: ## bin/chaperone for this machine, and bin/weather-api, which the README's walk calls
+example: ## bin/chaperone and bin/chaperonectl for this machine, and bin/weather-api, which the README's walk calls
 	@$(BUILD_HERE)
 	@CGO_ENABLED=0 go build -trimpath -o bin/weather-api ./examples/weather/api
 
-image: ## the container image chaperone:VERSION
-	docker build --build-arg VERSION=$(VERSION) -t chaperone:$(VERSION) .
+image: ## the container image chaperone:VERSION, by docker (or DOCKER=podman)
+	$(DOCKER) build --build-arg VERSION=$(VERSION) -t chaperone:$(VERSION) .
 
 fuzz: ## every fuzz target for FUZZTIME (30s)
 	@tools/fuzz $(FUZZTIME)

@@ -79,7 +79,7 @@ func (c *cli) root() *cobra.Command {
 	root.AddCommand(
 		c.runCommand(), c.serveCommand(), c.checkCommand(), c.explainCommand(), c.sidecarsCommand(), c.statusCommand(), c.usageCommand(),
 		c.topCommand(), c.revokeCommand(), c.restoreCommand(), c.reloadCommand(), c.auditCommand(), c.doctorCommand(),
-		c.detachCommand(), c.stateCommand(), c.envoyCommand(), c.policyCommand(), c.schemaCommand(), c.supportBundleCommand(), c.versionCommand(),
+		c.detachCommand(), c.stateCommand(), c.envoyCommand(), c.pluginCommand(), c.policyCommand(), c.schemaCommand(), c.supportBundleCommand(), c.versionCommand(),
 	)
 	root.AddCommand(c.packagingCommands()...)
 	completeValues(root)

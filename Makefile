@@ -20,7 +20,7 @@ FUZZTIME ?= 30s
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: ## a scripted demo in a minute: a plugin, a real Vault, a real API, and five bypass attempts that fail
+demo: ## a scripted demo in a minute: a plugin, a real Vault, API and database, and five bypass attempts that fail
 	@tools/setup demo
 	@$(BUILD_HERE)
 	@go run ./tools/demo
@@ -34,11 +34,15 @@ test: ## every test with the race detector, against real components; prints skip
 	@tools/setup test
 	go test $$(tools/setup race) -shuffle=on -timeout 50m ./...
 
-test-long: ## slow tests: leftovers of 100 runs and 30 kills, floods of every kind, every pair of client and server, 100,000 pairs of policies; root
+test-long: ## slow tests: leftovers of 100 runs and 30 kills, floods of every kind, every pair of client and server, 20 rotations of a lease, 100,000 pairs of policies, 200,000 splices of statements, other versions of Redis; root
 	@tools/setup test
 	CHAPERONE_LONG=1 go test -count=1 -v -timeout 30m -run 'Leftovers|Floods' ./internal/e2e
 	CHAPERONE_LONG=1 go test -count=1 -v -timeout 60m -run Differential ./internal/e2e/differential
+	CHAPERONE_LONG=1 go test -count=1 -v -timeout 30m -run PoolsOutliveRotations ./internal/e2e/leases
 	CHAPERONE_LONG=1 go test -count=1 -v -timeout 120m -run AgreesWithBruteForce ./policy/prove
+	CHAPERONE_LONG=1 go test -count=1 -v -timeout 180m -run Splices ./facts/sql
+	for version in 6.2 8.2; do export CHAPERONE_REDIS=$$version; go test -count=1 -timeout 30m ./proxy/redis && \
+		go test -count=1 -v -timeout 60m -run 'TestClients$$/(redis|rueidis|jedis)|TestRedis' ./internal/e2e/databases ./internal/e2e/leases || exit 1; done
 
 lint: ## golangci-lint, pinned
 	@tools/setup lint
@@ -50,7 +54,7 @@ bench: ## the benchmarks of every package, then the whole system beside its floo
 	@$(BUILD_HERE)
 	go run ./bench
 
-generate: ## the eBPF objects and the schemas (both are committed)
+generate: ## the eBPF objects, the schemas and the tables of statements (all are committed)
 	@tools/setup generate
 	go generate ./...
 

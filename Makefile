@@ -20,7 +20,7 @@ TEST_JOBS ?= $(shell nproc)
 # long. internal/structure holds them to it.
 WITHOUT_GOROUTINES := ./internal/prose ./internal/structure ./policy/prove
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-envoy test test-long lint bench generate build release example image fuzz
+.PHONY: help demo demo-envoy demo-governance test test-long lint bench generate build release example image fuzz
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,6 +34,11 @@ demo-envoy: ## the same behind an Envoy that Chaperone configures: streams cut w
 	@tools/setup demo-envoy
 	@$(BUILD_HERE)
 	@go run ./tools/demo-envoy
+
+demo-governance: ## a plugin from its submission to an enforced signed grant: a finding, a wider version, an exemption, an expired approval, a rollback
+	@tools/setup demo-governance
+	@$(BUILD_HERE)
+	@go run ./tools/demo-governance
 
 test: ## every test, with the race detector where goroutines run, against real components; prints skipped tests with their reasons
 	@tools/setup test

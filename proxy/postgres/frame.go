@@ -62,6 +62,22 @@ const (
 // errFrame is for a frame whose length cannot be.
 var errFrame = errors.New("the length of a message is out of range")
 
+// endOfFrame is where the frame ends that has the byte before b[n], beyond b if that is not
+// there. b begins with a frame.
+func endOfFrame(b []byte, n int) (at int) {
+	for at < n {
+		if len(b) < at+headerSize {
+			return len(b) + 1
+		}
+		_, total, err := header(b[at:])
+		if err != nil {
+			return len(b) + 1
+		}
+		at += total
+	}
+	return at
+}
+
 // header reads a frame's type and its size with the header.
 func header(b []byte) (kind byte, total int, err error) {
 	length := binary.BigEndian.Uint32(b[1:headerSize])
@@ -94,7 +110,8 @@ func (b *buffers) get() *[]byte {
 }
 
 // pump relays the frames of one direction. Frames that pass are written as they were
-// read, many at a time, and a frame that is larger than the buffer is passed in parts.
+// read, many at a time, and each write ends with a whole one; a frame that is larger than the
+// buffer is passed in parts.
 type pump struct {
 	src  io.Reader
 	dst  sink
@@ -177,8 +194,13 @@ func unexpected(err error) error {
 	return err
 }
 
-// pass passes the frame at pos.
+// pass passes the frame at pos: whole, if there is room for it.
 func (p *pump) pass(total int) error {
+	for p.end-p.pos < total && total <= largeBuffer && p.hasRoom() {
+		if err := p.fill(); err != nil {
+			return unexpected(err)
+		}
+	}
 	for {
 		n := min(total, p.end-p.pos)
 		p.pos += n
@@ -192,6 +214,11 @@ func (p *pump) pass(total int) error {
 			return unexpected(err)
 		}
 	}
+}
+
+// hasRoom makes room for more of the frame at pos, without which the buffer is full.
+func (p *pump) hasRoom() bool {
+	return p.end-p.pos < len(p.buf) || p.large == nil && p.grown == 0 && p.borrow()
 }
 
 // replace sends other bytes in place of the frame at pos.

@@ -6,14 +6,18 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"testing/iotest"
 
 	"github.com/jackc/pgx/v5/pgproto3"
+	"pgregory.net/rapid"
 
 	"github.com/chaperone-proxy/chaperone/authz"
+	"github.com/chaperone-proxy/chaperone/internal/budget"
 )
 
 // counted is the memory of a test.
@@ -180,6 +184,85 @@ func BenchmarkRelayFrame(b *testing.B) {
 	b.ReportAllocs()
 	b.SetBytes(int64(len(repeatedFrames(1))+len(answers(1))) / frames)
 	relayInTurns(b, r, b.N/frames+1)
+}
+
+// paced is a source of pieces of any size. Before each read it reports how much was read.
+type paced struct {
+	b       []byte
+	rng     *rand.Rand
+	largest int
+	read    int
+	before  func(read int)
+}
+
+// Read implements [io.Reader].
+func (p *paced) Read(b []byte) (int, error) {
+	p.before(p.read)
+	if p.read == len(p.b) {
+		return 0, io.EOF
+	}
+	n := copy(b[:min(len(b), 1+p.rng.IntN(p.largest))], p.b[p.read:])
+	p.read += n
+	return n, nil
+}
+
+// full is memory without room.
+type full struct{}
+
+func (full) take(int64) error { return budget.ErrFull }
+func (full) give(int64)       {}
+
+// Every write ends with a whole frame, unless the frame is larger than the buffer, and a frame that
+// is whole does not wait for another read.
+func TestWritesEndWithFrames(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		rng := rand.New(rand.NewPCG(rapid.Uint64().Draw(t, "seed"), 1))
+		largest := rapid.SampledFrom([]int{1, 100, smallBuffer + 100, largeBuffer, 2 * largeBuffer}).Draw(t, "largest frame")
+		var stream []byte
+		ends := []int{0}
+		for range rapid.IntRange(1, 60).Draw(t, "frames") {
+			stream = append(stream, reply(&pgproto3.NoticeResponse{Message: strings.Repeat("x", rng.IntN(largest))})...)
+			ends = append(ends, len(stream))
+		}
+		next := func(at int) (begins, end int) {
+			i, _ := slices.BinarySearch(ends, at)
+			return ends[max(0, i-1)], ends[i]
+		}
+		room, fits := memory(&counted{}), largeBuffer
+		if rapid.Bool().Draw(t, "no memory") {
+			room, fits = full{}, smallBuffer
+		}
+		written := 0
+		src := &paced{b: stream, rng: rng, largest: rapid.SampledFrom([]int{1, 100, smallBuffer, largeBuffer}).Draw(t, "largest read")}
+		src.before = func(read int) {
+			i, found := slices.BinarySearch(ends, read)
+			if !found {
+				i--
+			}
+			if whole := ends[i]; written < whole {
+				t.Fatalf("%d bytes were read and %d written, want the whole frames, %d bytes", read, written, whole)
+			}
+		}
+		out := newPump(src, func(b []byte, whole bool) error {
+			if !bytes.Equal(b, stream[written:written+len(b)]) {
+				t.Fatalf("%d bytes at %d are others", len(b), written)
+			}
+			written += len(b)
+			begin, end := next(written)
+			if whole != (end == written) || !whole && end-begin <= fits {
+				t.Fatalf("a write ends %d bytes within a frame of %d, as whole: %t", written-begin, end-begin, whole)
+			}
+			return nil
+		}, new(buffers), room)
+		if err := out.run(&toPlugin{pipe: newPipeline()}); err != nil || written != len(stream) {
+			t.Fatalf("%d bytes of %d were written: %v", written, len(stream), err)
+		}
+		for n := range min(len(stream), 3*smallBuffer) {
+			if _, end := next(n); endOfFrame(stream, n) != end || end > 0 && endOfFrame(stream[:end-1], n) < end {
+				t.Fatalf("the frame of the byte before %d ends at %d, want %d", n, endOfFrame(stream, n), end)
+			}
+		}
+	})
 }
 
 // A frame of any size passes in parts, and a message that is held whole takes memory as it

@@ -80,8 +80,11 @@ func FuzzReplies(f *testing.F) {
 					if at += n; err != nil {
 						return failures, s, true
 					}
-					if failure == 0 {
+					if failure == 0 && n == 0 {
 						break
+					}
+					if failure == 0 {
+						continue
 					}
 					failures = append(failures, string(b[at:at+failure]))
 					at += failure

@@ -244,6 +244,10 @@ func TestLastAnswer(t *testing.T) {
 	}
 	scan("+OK\r\n")
 	scan(">2\r\n+a\r\n+b\r\n")
+	if n, failure, err := s.Scan([]byte("*1\r\n$1\r\na\r\n-ERR x\r\n")); n != 11 || failure != 0 || err != nil || !s.Top() {
+		t.Errorf("an answer with another behind it: %d, %d, %v, top %t", n, failure, err, s.Top())
+	}
+	scan("+OK\r\n")
 	if failure := scan("-ERR x\r\n"); failure == 0 {
 		t.Error("the error is not reported")
 	}
@@ -251,7 +255,7 @@ func TestLastAnswer(t *testing.T) {
 		t.Errorf("before the error: %q, %t", kind, ok)
 	}
 	s.Skip()
-	if kind, ok := s.Last(); kind != '-' || ok || s.Answered != 2 {
+	if kind, ok := s.Last(); kind != '-' || ok || s.Answered != 4 {
 		t.Errorf("behind the error: %q, %t, %d answers", kind, ok, s.Answered)
 	}
 	scan("+QUEUED\r\n")

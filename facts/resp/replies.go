@@ -36,12 +36,12 @@ func (s *Replies) Last() (kind byte, ok bool) { return s.last, s.ok }
 // Top reports whether the next byte begins an answer.
 func (s *Replies) Top() bool { return s.left == 0 && !s.line && len(s.stack) == 0 }
 
-// Scan reads b, which begins behind what was read before, up to an error. It returns
-// how many bytes were read; if the bytes after them are a complete error, a line that
-// begins with -, then also its length with its end. The caller goes on behind the
+// Scan reads b, which begins behind what was read before, up to the end of an answer or up to
+// an error. It returns how many bytes were read; if the bytes after them are a complete error,
+// a line that begins with -, then also its length with its end. The caller goes on behind the
 // error, for which it calls [Replies.Skip]. Bytes that were not read come again, with more.
 func (s *Replies) Scan(b []byte) (n, failure int, err error) {
-	for n < len(b) {
+	for n < len(b) && (n == 0 || !s.Top()) {
 		switch {
 		case s.left > 0:
 			k := min(s.left, len(b)-n)

@@ -38,6 +38,7 @@ func (s *Session) Serve(abort func(cause error), idle func() bool) {
 	s.mu.Unlock()
 	s.entry.SetIsIdle(s.isIdle)
 	if cause != nil {
+		s.down.cut.Store(true)
 		s.plugin.EndsLater()
 		s.callAbort(abort, cause)
 		s.endPlugin(cause)
@@ -102,7 +103,7 @@ func (s *Session) onCut(cause error) {
 	conns := s.server.take()
 	s.mu.Unlock()
 	if s.cut.abort != nil {
-		s.down.cut.Store(true) // an answer that was read before is not sent on
+		s.down.cut.Store(true) // a message that was read before is not sent on, unless a part of it was
 		s.plugin.EndsLater()
 	}
 	for _, conn := range conns {
@@ -144,29 +145,42 @@ func (s *Session) callAbort(abort func(error), cause error) {
 
 // endPlugin ends the plugin's side: in good order where the session was idle, so that a
 // pool sees a server that has closed, and by a reset otherwise. A reset would take with it a
-// last message that still is on its way, behind what a plugin has not read yet: then nothing
-// more is sent, and [Session.End] waits for the plugin to receive that.
+// last message that still is on its way, behind what a plugin has not read yet, or behind a
+// writer: then [Session.End] sends what is left, and waits for the plugin to receive that.
 func (s *Session) endPlugin(cause error) {
 	if errors.Is(cause, session.ErrRetired) || errors.Is(cause, session.ErrStopping) {
 		session.EndConn(s.plugin.Raw)
 		return
 	}
-	if s.sentLast() && session.EndWritesIfUnsent(s.plugin.Raw) {
-		s.mu.Lock()
-		defer s.mu.Unlock()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case s.cut.late != nil || len(s.down.unsent.rest()) > 0:
+		_ = s.hurry()
+		_ = s.plugin.Raw.SetDeadline(time.Unix(1, 0)) // its reader and its writer end; an error means that it is closed
 		s.cut.unsent = true
-		return
+	case s.down.last.Load() && session.EndWritesIfUnsent(s.plugin.Raw):
+		s.cut.unsent = true
+	default:
+		s.plugin.Abort()
 	}
-	s.plugin.Abort()
 }
 
-// sentLast reports whether the last message was sent. It does not wait for a writer.
-func (s *Session) sentLast() bool {
-	if !s.down.writing.TryLock() {
-		return false
+// finishPlugin sends a plugin what is left for it of a session that has ended.
+func (s *Session) finishPlugin() {
+	s.mu.Lock()
+	unsent, late := s.cut.unsent, s.cut.late
+	s.mu.Unlock()
+	if !unsent {
+		return
 	}
+	s.down.writing.Lock()
 	defer s.down.writing.Unlock()
-	return s.down.last
+	if late != nil && (s.down.partial || s.sendNow(late) != nil) { // a part of a message is the end
+		s.plugin.Abort()
+		return
+	}
+	session.FinishSending(s.plugin.Raw, s.down.unsent.rest())
 }
 
 // askToEnd asks the server to end what the session runs, a few sessions at a time.

@@ -163,13 +163,13 @@ func (f *Front) Sessions() []Info {
 		all = append(all, s)
 	}
 	f.mu.Unlock()
+	slices.SortFunc(all, func(a, b *Session) int { // of pointers, as its code is that of others
+		return cmp.Or(a.begun.Compare(b.begun), strings.Compare(a.admission.ID, b.admission.ID))
+	})
 	now, out := f.cfg.Now(), make([]Info, len(all))
 	for i, s := range all {
 		out[i] = s.info(now)
 	}
-	slices.SortFunc(out, func(a, b Info) int {
-		return cmp.Or(a.Since.Compare(b.Since), strings.Compare(a.Decision, b.Decision))
-	})
 	return out
 }
 
@@ -205,9 +205,10 @@ func (f *Front) AcceptTLS(ctx context.Context, c *session.Conn, to authz.Destina
 	ctx, cancel := context.WithTimeout(ctx, handshakeTimeout)
 	defer cancel()
 	mismatch := ""
-	under := &immediate{Conn: c, raw: c.Raw}
+	under := &immediate{Conn: c, socket: c.Socket}
 	inner := tls.Server(under, &tls.Config{
 		MinVersion: tls.VersionTLS12, NextProtos: alpn, SessionTicketsDisabled: true,
+		DynamicRecordSizingDisabled: true, // a write of maxRecord is one record
 		GetCertificate: func(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
 			if hello.ServerName != "" && !to.AgreesName(hello.ServerName) {
 				mismatch = hello.ServerName

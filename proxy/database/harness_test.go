@@ -92,6 +92,7 @@ type world struct {
 	engine   *authz.Engine
 	gate     *authz.Gate
 	ledger   *authz.Ledger
+	around   func(net.Conn) net.Conn // the plugin's end of a pair, below its TLS; nil for as it is
 	records  *recorder
 	source   *source
 	sessions *session.Registry

@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
+	"math"
 	"net/netip"
 	"strings"
 	"sync"
@@ -62,6 +63,7 @@ type cutState struct {
 	abort   func(cause error) // of the protocol, if it served then
 	busy    bool              // statements ran then, which the server is asked to end
 	done    chan struct{}     // closed when the plugin's side has been ended
+	late    []byte            // the last message, if a writer was under way
 	unsent  bool              // the plugin has not yet received its last message
 	refusal *authz.Refusal    // made once
 }
@@ -113,6 +115,10 @@ func (f *Front) newSession(ctx context.Context, c *session.Conn, admission *auth
 	s.ctx, s.cancel = context.WithCancelCause(ctx)
 	s.up.pace = f.cfg.Rates.Limiter(authz.LimitSentBytes, s.ctx.Done())
 	s.down.pace = f.cfg.Rates.Limiter(authz.LimitReceivedBytes, s.ctx.Done())
+	s.down.most = math.MaxInt
+	if under := belowTLS(c); under != nil {
+		under.unsent, s.down.most = &s.down.unsent, maxRecord
+	}
 	s.touch()
 	return s
 }
@@ -244,7 +250,8 @@ func (s *Session) refuse(reason authz.Reason, detail string) *authz.Refusal {
 // End ends the session: it closes the server's side, ends what still runs, and writes the
 // record of the end. Address and bytes of the outcome are the session's own if they are
 // not set. Calling it again has no effect. Of a session that was cut it then waits until the
-// plugin has received the last message, for a second at most. The caller closes the plugin's side.
+// plugin has received the last message, for a second at most. The caller closes the plugin's
+// side, and nothing is read from it or written to it any more.
 func (s *Session) End(o authz.Outcome) {
 	s.mu.Lock()
 	if s.ended {
@@ -285,12 +292,7 @@ func (s *Session) End(o authz.Outcome) {
 	s.front.mu.Lock()
 	delete(s.front.open, s)
 	s.front.mu.Unlock()
-	s.mu.Lock()
-	unsent := s.cut.unsent
-	s.mu.Unlock()
-	if unsent {
-		session.FinishSending(s.plugin.Raw)
-	}
+	s.finishPlugin()
 }
 
 func (s *Session) endAdmission(a *authz.Admission, o authz.Outcome) {

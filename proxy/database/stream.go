@@ -1,12 +1,10 @@
 package database
 
 import (
-	"errors"
 	"io"
 	"net"
 	"sync"
 	"sync/atomic"
-	"time"
 
 	"github.com/chaperone-proxy/chaperone/proxy/placeholder"
 	"github.com/chaperone-proxy/chaperone/proxy/session"
@@ -19,15 +17,21 @@ type fromPlugin struct {
 	bytes  atomic.Int64 // sent to the server
 }
 
+// maxRecord is the size of a write within TLS at most: what one record carries (RFC 8446,
+// section 5.1), so that a write that is interrupted ends with the record that it has begun.
+const maxRecord = 16 << 10
+
 // toPlugin is what the plugin receives.
 type toPlugin struct {
 	pacing sync.Mutex // held while a write waits for its turn; never taken under writing
 	pace   session.RateLimiter
+	most   int // size of a write
 
-	cut     atomic.Bool // only the last message follows
+	cut     atomic.Bool // no message is begun but the last
 	writing sync.Mutex  // held during a write
 	partial bool        // the last write did not end with a whole message
-	last    bool        // the last message was sent: nothing follows
+	last    atomic.Bool // the last message was sent: nothing follows; set while writing is held
+	unsent  unsent
 	bytes   atomic.Int64
 }
 
@@ -59,23 +63,35 @@ func (s *Session) Forward(server io.Writer, b []byte) (int, error) {
 	return n, err
 }
 
-// Write sends whole messages to the plugin, within its limits on bytes.
-func (s *Session) Write(b []byte) (int, error) { return s.WritePart(b, true) }
+// Write sends one message to the plugin, or several that belong together, within its limits on
+// bytes.
+func (s *Session) Write(b []byte) (int, error) {
+	return s.WritePart(b, true, func(b []byte, _ int) int { return len(b) })
+}
 
-// WritePart is Write for bytes of which the last end a message, or do not if whole is not
-// set: then no last message can follow them.
-func (s *Session) WritePart(b []byte, whole bool) (sent int, err error) {
+// WritePart is Write for any messages, of which the last does not end with b if whole is not
+// set. endOf returns where the message ends that was begun when n bytes of b were sent: n between
+// two messages, and more than the length of b if the end is not there. It is called when the
+// session is cut during the write, unless b begins within a message. The rest of the message
+// is then sent, or left to [Session.End], and the last message follows; otherwise none can.
+func (s *Session) WritePart(b []byte, whole bool, endOf func(b []byte, n int) int) (sent int, err error) {
 	s.down.pacing.Lock()
 	defer s.down.pacing.Unlock()
+	s.down.writing.Lock()
+	within := s.down.partial
+	s.down.writing.Unlock()
 	for err == nil && sent < len(b) {
 		part := b[sent:]
-		part = part[:s.down.pace.Chunk(len(part))]
+		part = part[:s.down.pace.Chunk(min(len(part), s.down.most))]
 		if _, err = s.down.pace.Wait(len(part)); err != nil {
-			return sent, err
+			break
 		}
 		var n int
 		n, err = s.write(part, whole && sent+len(part) == len(b))
 		sent += n
+	}
+	if err != nil && sent > 0 && !within && s.down.cut.Load() {
+		s.complete(b, sent, endOf)
 	}
 	return sent, err
 }
@@ -83,55 +99,70 @@ func (s *Session) WritePart(b []byte, whole bool) (sent int, err error) {
 func (s *Session) write(b []byte, whole bool) (int, error) {
 	s.down.writing.Lock()
 	defer s.down.writing.Unlock()
-	if s.down.cut.Load() || s.down.last {
+	if s.down.cut.Load() || s.down.last.Load() {
 		return 0, net.ErrClosed
 	}
+	before := s.down.partial
 	s.down.partial = true // until all of it is there
 	n, err := s.plugin.Conn.Write(b)
 	s.touch()
 	s.down.bytes.Add(int64(n))
-	s.down.partial = err != nil || !whole
+	s.down.partial = err != nil && (n > 0 || before) || err == nil && !whole
 	return n, err
 }
 
-// Last attempts to send the last message to the plugin, and reports whether it was sent.
-// It does not wait: not for another writer, and not for a plugin that does not read. It is
-// for abort of [Session.Serve].
-func (s *Session) Last(b []byte) bool {
-	if !s.lockWriting() {
-		return false
-	}
+// complete sends the rest of a message of which n bytes of b have a part, without waiting.
+func (s *Session) complete(b []byte, n int, endOf func(b []byte, n int) int) {
+	s.down.writing.Lock()
 	defer s.down.writing.Unlock()
-	if s.down.partial {
-		return false
+	end := endOf(b, n)
+	if s.down.last.Load() || end > len(b) {
+		return
 	}
-	s.down.partial = true // nothing follows
-	s.down.last = sendLast(s.plugin, b)
-	return s.down.last
+	_ = s.hurry()
+	s.down.partial = s.sendNow(b[n:end]) != nil
+	s.down.bytes.Add(int64(end - n))
 }
 
-const (
-	// lastPatience is how long the last message may wait for a writer, unless the caller has
-	// other sessions to cut after this one.
-	lastPatience = 5 * time.Millisecond
-	// lastTries is how often a writer that is just leaving is looked at otherwise.
-	lastTries = 32
-)
-
-// lockWriting takes the lock of writing for the last message, and reports whether it could.
-// The plugin may have read, and answered, what another goroutine is about to return from
-// writing.
-func (s *Session) lockWriting() bool {
-	for range lastTries {
-		if s.down.writing.TryLock() {
-			return true
+// Last sends the last message to the plugin as far as the kernel takes it, and reports whether
+// that was all; the rest is left to [Session.End]. It does not wait: not for a plugin that does
+// not read, and not for another writer, behind which End sends it, if the session is cut. It is
+// for abort of [Session.Serve].
+func (s *Session) Last(b []byte) bool {
+	s.mu.Lock()
+	late := s.cut.late != nil
+	s.mu.Unlock()
+	if late {
+		return false
+	}
+	if s.lockWriting() {
+		defer s.down.writing.Unlock()
+		if s.down.last.Load() {
+			return false
+		}
+		if !s.down.partial && s.hurry() {
+			s.down.partial = true // nothing follows
+			s.down.last.Store(s.sendNow(b) == nil)
+			unsent := s.down.last.Load() && len(s.down.unsent.rest()) > 0
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			s.cut.unsent = s.cut.unsent || unsent
+			return s.down.last.Load() && !unsent
 		}
 	}
-	s.mu.Lock()
-	cause := s.cut.cause
-	s.mu.Unlock()
-	alone := !errors.Is(cause, session.ErrRevoked) && !errors.Is(cause, session.ErrStopping)
-	for late := time.Now().Add(lastPatience); alone && time.Now().Before(late); time.Sleep(lastPatience / 50) {
+	if s.down.cut.Load() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.cut.late = b
+	}
+	return false
+}
+
+// lockWriting takes the lock of writing, and reports whether it could. The plugin may have read,
+// and answered, what another goroutine is just returning from writing.
+func (s *Session) lockWriting() bool {
+	const tries = 32
+	for range tries {
 		if s.down.writing.TryLock() {
 			return true
 		}

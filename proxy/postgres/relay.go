@@ -165,7 +165,7 @@ func (r *relay) cancel(ctx context.Context) {
 type pluginReader struct{ *database.Session }
 
 func (r *relay) toPluginSink(b []byte, whole bool) error {
-	_, err := r.session.WritePart(b, whole)
+	_, err := r.session.WritePart(b, whole, endOfFrame)
 	return err
 }
 
@@ -185,7 +185,7 @@ func (r *relay) endPlugin(err error) {
 		r.session.Cut(authz.UpstreamUnreachable, "the database sent a message whose length is out of range")
 	case errors.As(err, &changed):
 		r.session.Cut(authz.StatementUnreadable, changed.Error())
-	case err == nil && !r.ended.Load():
+	case err == nil && !r.ended.Load() && r.session.Cause() == nil: // otherwise its last message may follow
 		_ = session.CloseWriteOf(r.plugin) // a plugin that is gone has ended the direction
 	}
 	r.toServer.stop()

@@ -209,7 +209,7 @@ func awaitStandstill(t testing.TB, w *world) {
 }
 
 // A session is cut in the midst of a storm without an end: a plugin that reads sees whole
-// messages, and then the reason or the end of the connection. One that does not read holds
+// messages, then the reason, and the end of the connection. One that does not read holds
 // nothing up, and the server ends.
 func TestStormIsCut(t *testing.T) {
 	db, to := sharedServer(t)
@@ -244,14 +244,16 @@ func TestStormIsCut(t *testing.T) {
 	}
 }
 
-// expectNoticesAndEnd reads notices up to the end, before which the reason may come: not
-// where the end of the connection to the server left a message in parts.
+// expectNoticesAndEnd reads notices up to the reason and the end behind it.
 func (c *wire) expectNoticesAndEnd() {
 	c.t.Helper()
 	for ended := false; ; {
 		f, err := c.next()
-		if err != nil {
+		if err != nil && ended {
 			return
+		}
+		if err != nil {
+			c.t.Fatalf("no reason before %v", err)
 		}
 		fatal := f.kind == msgErrorResponse && f.field('C') == stateAdminShutdown && strings.Contains(f.field('M'), "revoked")
 		if ended || f.kind != msgNotice && !fatal {
@@ -304,8 +306,8 @@ func TestMemoryOfAsynchronousMessages(t *testing.T) {
 }
 
 // psql, which reads in the midst of a storm, prints why its session was cut: the reason is
-// behind notices that it has not read yet, and is not lost. Where the cut left a message in
-// parts there is no reason.
+// behind notices that it has not read yet, also behind one that was being sent, and is not lost.
+// On a loaded machine psql may need more than the second that it has for megabytes of notices.
 func TestStormIsCutInPsql(t *testing.T) {
 	_, to := sharedServer(t)
 	const runs = 6
@@ -324,10 +326,12 @@ func TestStormIsCutInPsql(t *testing.T) {
 		}
 		if strings.Contains(out, "FATAL:  57P01: revoked: access was revoked") {
 			printed++
+		} else {
+			t.Logf("psql has printed no reason, and %d bytes up to %q", len(out), out[max(0, len(out)-300):])
 		}
 	}
-	if printed == 0 {
-		t.Errorf("psql has printed the reason in none of %d runs", runs)
+	if printed < runs/2 {
+		t.Errorf("psql has printed the reason in %d of %d runs", printed, runs)
 	}
 	t.Logf("the reason was printed in %d of %d runs", printed, runs)
 }

@@ -58,7 +58,7 @@ func newRelay(s *database.Session, plugin *session.Conn, server net.Conn, number
 	r.requests.in = make([]byte, smallBuffer)
 	r.requests.opened = number
 	r.answers.in = make([]byte, smallBuffer)
-	r.answers.done = make(chan struct{})
+	r.answers.write, r.answers.done = s.WritePart, make(chan struct{})
 	r.markers.secret = newSecret()
 	return r
 }
@@ -148,9 +148,12 @@ func (l *running) len() int {
 type answers struct {
 	in      []byte
 	out     []byte
+	write   func(b []byte, whole bool, endOf func(b []byte, n int) int) (int, error) // to the plugin
 	replies resp.Replies
 	done    chan struct{} // closed when the goroutine has ended
 	last    bool          // the plugin has its last message
+	seen    int           // bytes of the buffer that replies has read, of an answer that is not whole
+	begun   bool          // the buffer begins within an answer of which the plugin has a part
 }
 
 // readAnswers forwards the server's answers until an end or an error.
@@ -184,6 +187,7 @@ func (a *answers) keep(rest []byte, full bool) int {
 		small := make([]byte, smallBuffer)
 		copy(small, rest)
 		a.in = small
+	case len(rest) > 0 && &rest[0] == &a.in[0]: // it is there
 	default:
 		copy(a.in, rest)
 	}
@@ -191,40 +195,70 @@ func (a *answers) keep(rest []byte, full bool) int {
 }
 
 // forwardAnswers writes b to the plugin, with other errors where markers stand for them, and
-// returns the bytes at its end that are to be read again, with more.
+// returns the bytes at its end that come again, with more. These are an answer that is not
+// whole, unless it is larger than the buffer or has had another error put in it.
 func (r *relay) forwardAnswers(b []byte) (rest []byte, err error) {
 	a := &r.answers
-	out, from, at := a.out[:0], 0, 0
+	out, from, at, whole := a.out[:0], 0, a.seen, 0 // whole is where the last answer ends
+	if a.begun {
+		whole = -1
+	}
 	for !a.last {
 		n, failure, err := a.replies.Scan(b[at:])
 		if at += n; err != nil {
 			r.s.Cut(authz.UpstreamUnreachable, "the server does not answer as Redis does")
 			return nil, err
 		}
-		if failure == 0 {
+		if n+failure == 0 {
 			break
 		}
-		kind, ok := a.replies.Last()
-		a.replies.Skip()
-		if text, replaced := r.replaceError(b[at:at+failure], kind, ok); replaced {
-			out = append(append(out, b[from:at]...), text...)
-			from = at + failure
+		if failure > 0 {
+			kind, ok := a.replies.Last()
+			a.replies.Skip()
+			if text, replaced := r.replaceError(b[at:at+failure], kind, ok); replaced {
+				out = append(append(out, b[from:at]...), text...)
+				from = at + failure
+			}
+			at += failure
 		}
-		at += failure
+		if a.replies.Top() {
+			whole = at
+		}
+	}
+	end := at
+	if whole >= from && (whole > 0 || len(b) < largeBuffer) {
+		end = whole
 	}
 	if from > 0 {
-		out = append(out, b[from:at]...)
+		out = append(out, b[from:end]...)
 		a.out = out[:0]
 		if cap(out) > largeBuffer {
 			a.out = nil
 		}
 	} else {
-		out = b[:at]
+		out = b[:end]
 	}
+	a.seen, a.begun = at-end, end != whole
 	if len(out) > 0 {
-		_, err = r.s.WritePart(out, a.replies.Top())
+		_, err = a.write(out, !a.begun, endOfAnswer)
 	}
 	r.answered.Store(a.replies.Answered)
 	r.running.end(a.replies.Answered)
-	return b[at:], err
+	return b[end:], err
+}
+
+// endOfAnswer is where the answer ends that has the byte before b[n], beyond b if that is not
+// there. b begins with an answer.
+func endOfAnswer(b []byte, n int) (at int) {
+	for s := (resp.Replies{}); at < n || !s.Top(); {
+		k, failure, _ := s.Scan(b[at:])
+		if k+failure == 0 {
+			return len(b) + 1
+		}
+		if failure > 0 {
+			s.Skip()
+		}
+		at += k + failure
+	}
+	return at
 }

@@ -2,6 +2,7 @@ package session
 
 import (
 	"errors"
+	"io"
 	"net"
 	"os"
 	"syscall"
@@ -39,17 +40,22 @@ func EndWritesIfUnsent(conn net.Conn) bool {
 	return ended
 }
 
-// FinishSending waits until the other end has received what was sent to it, for a second at
-// most, and ends the connection as [AbortConn] does. Bytes of the other end are discarded:
-// unread bytes would make the end a reset before its time. The caller is the last reader.
-func FinishSending(conn net.Conn) {
+// FinishSending sends the rest as the other end makes room for it, waits until that has received
+// everything, for a second at most in all, and ends the connection as [AbortConn] does. Bytes of
+// the other end are discarded: unread bytes would make the end a reset before its time. The
+// caller is the last reader and the last writer.
+func FinishSending(conn net.Conn, rest []byte) {
 	defer AbortConn(conn)
 	left := true
 	var buf [4096]byte
 	late, interval := time.Now().Add(finishSendingPatience), finishInterval
 	for discarded := 0; left && time.Now().Before(late); interval = min(2*interval, maxFinishInterval, time.Until(late)) {
-		left = false
-		control(conn, func(fd int) { left = queued(fd, unix.TIOCOUTQ) })
+		if len(rest) > 0 {
+			rest, left = sendMore(conn, rest)
+		} else {
+			left = false
+			control(conn, func(fd int) { left = queued(fd, unix.TIOCOUTQ) })
+		}
 		switch {
 		case !left:
 		case discarded >= mostDiscarded || conn.SetReadDeadline(time.Now().Add(interval)) != nil:
@@ -61,6 +67,16 @@ func FinishSending(conn net.Conn) {
 			}
 		}
 	}
+}
+
+// sendMore sends what the kernel takes at once of the last bytes, behind which it ends the writing
+// direction. It reports whether the connection can go on.
+func sendMore(conn net.Conn, b []byte) (rest []byte, ok bool) {
+	n, err := SendNow(conn, b)
+	if n == len(b) {
+		control(conn, func(fd int) { _, _, _ = syscall.RawSyscall(syscall.SYS_SHUTDOWN, uintptr(fd), syscall.SHUT_WR, 0) })
+	}
+	return b[n:], err == nil || errors.Is(err, io.ErrShortWrite) || errors.Is(err, unix.EAGAIN)
 }
 
 // control calls f with the descriptor of a TCP connection, unless it is closed.

@@ -49,7 +49,7 @@ func TestFinishSending(t *testing.T) {
 	finished := make(chan struct{})
 	go func() {
 		defer close(finished)
-		FinishSending(sender)
+		FinishSending(sender, nil)
 	}()
 	if got, err := io.ReadAll(receiver); err != nil || !bytes.Equal(got, sent) {
 		t.Errorf("%d bytes were read, %v, want %d", len(got), err, len(sent))
@@ -57,6 +57,25 @@ func TestFinishSending(t *testing.T) {
 	<-finished
 	if EndWritesIfUnsent(sender) {
 		t.Error("a connection that has ended is ended once more")
+	}
+}
+
+// The rest is sent behind what was sent before, as the other end reads, also a rest that the kernel does
+// not take at once.
+func TestFinishSendingSendsTheRest(t *testing.T) {
+	for _, size := range []int{1, 2 << 20} {
+		sender, receiver, sent := fullPair(t)
+		rest := bytes.Repeat([]byte("r"), size)
+		finished := make(chan struct{})
+		go func() {
+			defer close(finished)
+			FinishSending(sender, rest)
+		}()
+		got, err := io.ReadAll(receiver)
+		if err != nil || !bytes.Equal(got, append(sent, rest...)) {
+			t.Errorf("%d bytes were read, %v, want %d", len(got), err, len(sent)+len(rest))
+		}
+		<-finished
 	}
 }
 
@@ -72,7 +91,7 @@ func TestFinishSendingToNobody(t *testing.T) {
 		written <- err
 	}()
 	begun := time.Now()
-	FinishSending(sender)
+	FinishSending(sender, nil)
 	if took := time.Since(begun); took < finishSendingPatience || took > 10*finishSendingPatience {
 		t.Errorf("it took %v", took)
 	}

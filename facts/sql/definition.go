@@ -160,8 +160,14 @@ func (r *reader) comment(i int) {
 func (r *reader) definition(i int, k keyword) (next int, ok bool) {
 	switch k {
 	case kwReferences, kwInherit:
+		if k == kwInherit && r.is(i+1, '(') {
+			return 0, false
+		}
 		r.want = wantTarget
 	case kwInherits:
+		if r.ddl != ddlCreateTable || len(r.frames) > 1 {
+			return 0, false
+		}
 		r.want = wantRelation
 	case kwLike:
 		if !r.is(i-1, '(') && !r.is(i-1, ',') || !r.isName(i+1) {

@@ -29,7 +29,7 @@ func (r *reader) query(from int) {
 		case t.char == ')' || t.char == ']':
 			r.close()
 		case t.char == ',':
-			if r.top().with {
+			if r.top().with && r.bodyOf(i+1) >= 0 {
 				i = r.commonTable(i + 1)
 				continue
 			}
@@ -285,15 +285,18 @@ func (r *reader) upserts(i int) bool {
 	return r.key(i) == kwDo
 }
 
-// as reads AS with the name behind it: a label, an alias or a type.
+// as reads AS with the name behind it: a label, an alias or a type; or the query of CREATE
+// TABLE, in which the words of definitions are names like all others.
 func (r *reader) as(i int) int {
 	switch k := r.key(i + 1); {
-	case r.at(i+1).kind != tokenWord, k == kwSelect, k == kwWith, k == kwTable, k == kwNot:
+	case r.ddl == ddlCreateTable && len(r.frames) == 1:
+		r.ddl, r.top().start = ddlNone, int32(i+1)
+		if k == kwExecute {
+			r.execute(i + 1)
+			return i + 3
+		}
 		return i + 1
-	case r.ddl != ddlNone && k == kwExecute && r.at(i+2).kind == tokenWord:
-		r.execute(i + 1)
-		return i + 3
-	case r.ddl != ddlNone && k == kwValues:
+	case r.at(i+1).kind != tokenWord, k == kwSelect, k == kwWith, k == kwTable, k == kwNot:
 		return i + 1
 	}
 	r.cast(i + 1)
@@ -313,9 +316,13 @@ func (r *reader) cast(i int) {
 	}
 }
 
-// with reads WITH, which begins common table expressions if they follow.
+// with reads WITH, which begins common table expressions if they follow. In a list of
+// relations it is that of WITH ORDINALITY.
 func (r *reader) with(i int) int {
 	top := r.top()
+	if (top.list || top.merges) && i != int(top.start) {
+		return i + 1
+	}
 	recursive := r.key(i+1) == kwRecursive
 	first := i + 1
 	if recursive {
@@ -324,7 +331,7 @@ func (r *reader) with(i int) int {
 	if r.bodyOf(first) < 0 {
 		return i + 1
 	}
-	top.recursive = recursive
+	top.recursive, top.list = recursive, false
 	if i != int(top.start) && top.late == 0 {
 		top.late = int32(len(r.ctes)) + 1
 	}
@@ -425,7 +432,9 @@ func (r *reader) dml(i int, k keyword) (next int, ok bool) {
 		if !top.inserts {
 			r.verb("select")
 		}
-		top.with, top.list = false, false
+		if top.with || i == int(top.start) { // otherwise it may be the alias of a relation, with columns
+			top.with, top.list = false, false
+		}
 	case kwInto:
 		return r.into(i), true
 	default:

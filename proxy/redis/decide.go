@@ -42,8 +42,16 @@ func (r *relay) command(at, n int) error {
 	reading := &q.reading
 	r.addDatabase(reading)
 	switch {
+	case reading.Kind == resp.Multi && !q.multi:
+		q.generation = r.s.Generation()
+	case reading.Command == "exec" && q.multi && q.generation != r.s.Generation():
+		return r.abortTransaction(at, n)
+	}
+	switch {
 	case reading.Unreadable != "", reading.Long, reading.Lasts, reading.Kind == resp.Select && (reading.Database != q.current || q.multi),
 		reading.Kind == resp.Auth && q.multi, len(reading.Facts) > maxTogether:
+		return r.alone(at, n)
+	case r.running.isBlocked() && reading.Kind != resp.Auth && reading.Kind != resp.Hello:
 		return r.alone(at, n)
 	}
 	if len(q.batch.shared)+len(q.batch.names)+len(reading.Facts) > maxTogether {
@@ -197,7 +205,7 @@ func (r *relay) alone(at, n int) error {
 		return err
 	}
 	reading := &r.requests.reading
-	refusal := r.decideOne(reading)
+	refusal := r.decideOne(reading, false)
 	switch {
 	case refusal != nil:
 		r.refuse(refusal)
@@ -209,9 +217,25 @@ func (r *relay) alone(at, n int) error {
 	return nil
 }
 
-// decideOne decides a command and counts it as sent.
-func (r *relay) decideOne(reading *resp.Reading) *authz.Refusal {
+// abortTransaction has EXEC abort: the server would run commands now that an earlier policy
+// has admitted. A marker without a text makes it do so.
+func (r *relay) abortTransaction(at, n int) error {
+	if err := r.decideBatch(); err != nil {
+		return err
+	}
+	r.requests.multi = false
+	r.s.Refuse(authz.StatementUnreadable, "the policy has changed since MULTI; send the transaction again")
+	r.mark(marker{}, okName)
+	r.sent.Add(1)
+	r.send(at, at+n)
+	return nil
+}
+
+// decideOne decides a command and counts it as sent. partial is set for one of which the
+// server does not have all, and runs nothing yet.
+func (r *relay) decideOne(reading *resp.Reading, partial bool) *authz.Refusal {
 	q := &r.requests
+	waits := reading.Long || r.running.isBlocked()
 	switch {
 	case reading.TooLarge:
 		return r.s.Refuse(authz.StatementTooLarge, reading.Unreadable)
@@ -219,12 +243,12 @@ func (r *relay) decideOne(reading *resp.Reading) *authz.Refusal {
 		return r.s.Refuse(authz.StatementUnreadable, reading.Unreadable)
 	case q.multi && (reading.Kind == resp.Select || reading.Kind == resp.Auth):
 		return r.s.Refuse(authz.StatementUnreadable, reading.Command+" within a transaction takes effect later; send it before MULTI")
-	case reading.Long && r.running.len() >= maxRunning:
-		return r.s.Refuse(authz.StatementTooLarge, "the connection has 1024 commands that wait or subscribe; use another connection")
+	case waits && r.running.len() >= maxRunning:
+		return r.s.Refuse(authz.StatementTooLarge, "the connection has 1024 commands that wait or subscribe, or are behind one that waits; use another connection")
 	}
 	var statements []*database.Statement
 	keep := &statements
-	if !reading.Long && !reading.Lasts {
+	if !waits && !reading.Lasts && !partial {
 		keep = nil
 	}
 	if refusal := r.admit(reading.Facts, keep); refusal != nil {
@@ -241,10 +265,18 @@ func (r *relay) decideOne(reading *resp.Reading) *authz.Refusal {
 	}
 	r.follow(reading)
 	sent := r.sent.Add(1)
-	if len(statements) > 0 {
-		r.running.run(sent, statements)
+	if waits && len(statements) > 0 {
+		r.running.run(sent, statements, blocks(reading))
+	} else {
+		q.partial = statements
 	}
 	return nil
+}
+
+// blocks reports whether the server may leave what comes behind a command unread until it
+// ends. A script does so too, but has all rights of the user itself.
+func blocks(reading *resp.Reading) bool {
+	return reading.Long && reading.Kind == resp.Plain && !slices.ContainsFunc(reading.Facts, func(f authz.Fact) bool { return f.Kind == authz.FactOpaque })
 }
 
 // keep has the session decide statements again whose effect goes on, and ends them.

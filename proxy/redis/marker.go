@@ -33,7 +33,7 @@ type markers struct {
 
 // marker is what becomes of the answer to a marker.
 type marker struct {
-	text   []byte        // in its place
+	text   []byte        // in its place, nil for nothing
 	last   bool          // the connection ends behind it
 	answer chan<- answer // receives the answer before it
 }
@@ -49,7 +49,7 @@ func (m *markers) add(b []byte, as marker, name string) []byte {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.next++
-	if len(m.pending) < maxMarkers || as.answer != nil || as.last {
+	if len(m.pending) < maxMarkers || as.text == nil || as.last {
 		if m.pending == nil {
 			m.pending = make(map[uint64]marker)
 		}

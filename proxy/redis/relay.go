@@ -45,6 +45,7 @@ type running struct {
 	list       []ending
 	subscribed bool // answers no longer count: what runs ends with the session
 	some       atomic.Bool
+	blocked    atomic.Bool // one of the list blocks the connection: what comes behind it runs as long
 }
 
 // ending is a command that ends with an answer, by its number.
@@ -100,12 +101,18 @@ func (r *relay) idle() bool {
 }
 
 // run adds statements that run until the answer of the command that was sent last.
-func (l *running) run(answer uint64, statements []*database.Statement) {
+func (l *running) run(answer uint64, statements []*database.Statement, blocks bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.list = append(l.list, ending{answer, statements})
 	l.some.Store(true)
+	if blocks {
+		l.blocked.Store(true)
+	}
 }
+
+// isBlocked reports whether the server may not read what is sent now for long.
+func (l *running) isBlocked() bool { return l.blocked.Load() }
 
 // end ends what has its answer.
 func (l *running) end(answered uint64) {
@@ -123,7 +130,10 @@ func (l *running) end(answered uint64) {
 		}
 		l.list = l.list[1:]
 	}
-	l.some.Store(len(l.list) > 0)
+	if len(l.list) == 0 {
+		l.some.Store(false)
+		l.blocked.Store(false)
+	}
 }
 
 func (l *running) subscribe() {

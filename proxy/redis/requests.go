@@ -6,6 +6,7 @@ import (
 
 	"github.com/chaperone-proxy/chaperone/authz"
 	"github.com/chaperone-proxy/chaperone/facts/resp"
+	"github.com/chaperone-proxy/chaperone/proxy/database"
 )
 
 // errEnding is for a connection that ends behind a marker.
@@ -28,6 +29,9 @@ type requests struct {
 	opened  int  // the database that the session was opened for
 	current int  // the database of the connection
 	multi   bool // within a transaction
+
+	generation uint64                // of the policy at the MULTI
+	partial    []*database.Statement // the request that is forwarded in parts
 }
 
 // readRequests reads the plugin until its end, for which it returns nil, or an error.
@@ -118,14 +122,21 @@ func (r *relay) stream(args [][]byte) error {
 	q := &r.requests
 	q.reading.ReadFirst(args, q.request.Argc())
 	r.addDatabase(&q.reading)
-	refusal := r.decideOne(&q.reading)
+	refusal := r.decideOne(&q.reading, true)
 	if refusal != nil {
 		return r.discard(refusal)
 	}
 	n := q.request.Scanned()
 	r.send(q.at, q.at+n)
 	q.at += n
-	return r.rest(true)
+	if err := r.rest(true); err != nil {
+		return err
+	}
+	for _, st := range q.partial {
+		st.End(authz.Outcome{})
+	}
+	q.partial = nil
+	return r.readBuffered()
 }
 
 // discard refuses a request and reads the rest of it.
@@ -133,7 +144,10 @@ func (r *relay) discard(refusal *authz.Refusal) error {
 	q := &r.requests
 	r.refuse(refusal)
 	q.at += q.request.Scanned()
-	return r.rest(false)
+	if err := r.rest(false); err != nil {
+		return err
+	}
+	return r.readBuffered()
 }
 
 // rest reads the rest of a request, and forwards it or not.
@@ -150,7 +164,7 @@ func (r *relay) rest(forward bool) error {
 		q.at += n
 		if done {
 			q.request.Reset()
-			return r.readBuffered()
+			return nil
 		}
 		if err := r.flush(); err != nil {
 			return err

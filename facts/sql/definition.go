@@ -1,5 +1,7 @@
 package sql
 
+import "github.com/chaperone-proxy/chaperone/authz"
+
 // ddl is the statement of definitions that is read. Only those of tables, indexes,
 // sequences and schemas are; functions, views, rules, triggers and the others are opaque,
 // because what they do later is not in a fact.
@@ -55,8 +57,33 @@ func (r *reader) relationOf(verb string, kind ddl, i int) {
 	}
 	j := r.chain(i)
 	r.table(i, j, true)
+	if kind == ddlAlterTable || kind == ddlSequence {
+		r.moves(i, j)
+	}
 	r.ddl = kind
 	r.query(j)
+}
+
+// moves reads RENAME TO and SET SCHEMA behind the relation i..j-1, which has another name then.
+func (r *reader) moves(i, j int) {
+	schema, name := r.parts(i, j)
+	if schema == "" {
+		schema = "public"
+	}
+	if r.at(j).kind == tokenOperator { // *
+		j++
+	}
+	switch k, next := r.key(j), r.key(j+1); {
+	case k == kwRename && next == kwTo:
+		name = r.name(j + 2)
+	case k == kwSet && next == kwSchema:
+		schema = r.name(j + 2)
+	default:
+		return
+	}
+	r.shown(schema)
+	r.shown(name)
+	r.add(authz.FactTable, schema+"."+name)
 }
 
 // alter reads ALTER. The settings of roles, databases and the server hold for later

@@ -1,6 +1,10 @@
 package sql
 
-import "strings"
+import (
+	"strings"
+
+	"github.com/chaperone-proxy/chaperone/authz"
+)
 
 // The opaque facts of statements that are not read.
 const (
@@ -29,6 +33,9 @@ func (r *reader) head(i int) {
 		r.explain(i)
 	case kwShow:
 		r.verb("show")
+		if r.key(i+1) == kwAll || r.chain(i+1) > i+2 { // with a dot, it may be what an application keeps
+			r.add(authz.FactFunction, "pg_catalog.current_setting")
+		}
 	case kwSet:
 		r.set(i)
 	case kwReset:

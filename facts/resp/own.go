@@ -187,9 +187,11 @@ func (r *Reading) georadius(args [][]byte) {
 // streams reads the keys of XREAD and XREADGROUP: the first half behind STREAMS.
 func (r *Reading) streams(args [][]byte) {
 	group := r.Command == "xread" // it has none
+	r.Long = false
 	for i := 1; i < len(args); i++ {
 		switch arg := args[i]; {
 		case is(arg, "block"), is(arg, "count"):
+			r.Long = r.Long || is(arg, "block")
 			i++
 		case is(arg, "group") && !group:
 			group = true

@@ -284,3 +284,19 @@ func TestReadFirstHasAllFacts(t *testing.T) {
 		}
 	}
 }
+
+// TestWaits has commands wait that may, and XREAD only with BLOCK.
+func TestWaits(t *testing.T) {
+	for line, want := range map[string]bool{
+		"XREAD STREAMS a 0": false, "XREAD COUNT 1 STREAMS block 0": false, "XREAD COUNT 1 BLOCK 0 STREAMS a 0": true, "XREADGROUP GROUP g c STREAMS a >": false,
+		"XREADGROUP GROUP g c block 0 STREAMS a >": true, "BLPOP a 0": true, "LPOP a": false, "EVAL x 0": true, "SUBSCRIBE a": true,
+	} {
+		var args [][]byte
+		for _, arg := range strings.Fields(line) {
+			args = append(args, []byte(arg))
+		}
+		if got := Read(args).Long; got != want {
+			t.Errorf("%s: got %t, want %t", line, got, want)
+		}
+	}
+}

@@ -109,3 +109,20 @@ func TestRevokedWithinAValue(t *testing.T) {
 	c.expectEndAfter("-NOPERM chaperone: revoked: *")
 	other.expect("$-1", "GET", "app:1")
 }
+
+// TestManyBehindAWait refuses what comes behind a command that waits and 1,023 others.
+func TestManyBehindAWait(t *testing.T) {
+	w := newWorld(t, serve(t), reader())
+	c := w.dial()
+	c.write(request("BLPOP", "app:q", "0") + strings.Repeat(request("GET", "app:1"), 1024))
+	testenv.Eventually(t, "what is behind the command", func() (int, bool) {
+		sessions := w.front.Sessions()
+		return len(sessions), len(sessions) == 1 && sessions[0].Running == 1024
+	})
+	w.dial().expect(":1", "RPUSH", "app:q", "x")
+	for n := range 1025 {
+		if got := c.read(); n == 1024 && !like(got, "-ERR chaperone: statement_too_large: *") || n > 0 && n < 1024 && got != "$-1" {
+			t.Fatalf("answer %d is %q", n, got)
+		}
+	}
+}

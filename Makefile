@@ -54,7 +54,7 @@ test-long: ## slow tests: leftovers of 100 runs and 30 kills, floods of every ki
 	CHAPERONE_LONG=1 go test -count=1 -v -timeout 60m -run Differential ./internal/e2e/differential
 	CHAPERONE_LONG=1 go test -count=1 -v -timeout 30m -run PoolsOutliveRotations ./internal/e2e/leases
 	CHAPERONE_LONG=1 go test -count=1 -v -timeout 120m -run AgreesWithBruteForce ./policy/prove
-	CHAPERONE_LONG=1 go test -count=1 -v -timeout 180m -run Splices ./facts/sql
+	CHAPERONE_LONG=1 go test -count=1 -v -timeout 180m -run 'Splices|Places' ./facts/sql
 	for version in 6.2 8.2; do export CHAPERONE_REDIS=$$version; go test -count=1 -timeout 30m ./proxy/redis && \
 		go test -count=1 -v -timeout 60m -run 'TestClients$$/(redis|rueidis|jedis)|TestRedis' ./internal/e2e/databases ./internal/e2e/leases || exit 1; done
 

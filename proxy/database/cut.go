@@ -72,6 +72,10 @@ func (s *Session) stillAllowed() bool {
 	if !s.admission.StillAllowed() {
 		return false
 	}
+	if s.server.writes && s.onlyReads() {
+		s.cut.denied = authz.StatementNotGranted
+		return false
+	}
 	for st := s.running.first; st != nil; st = st.next {
 		if !s.allows(st.admission) {
 			return false

@@ -90,10 +90,19 @@ func (f *Front) Plugin() authz.Principal { return f.cfg.Plugin }
 // Log returns the operator's log. It must not get what a plugin or a server wrote.
 func (f *Front) Log() *zap.Logger { return f.cfg.Log }
 
-// ReadOnly reports whether a session for a database must be pinned read-only: every rule
-// in force that grants it only reads.
-func (f *Front) ReadOnly(to authz.Destination, name string) bool {
-	return f.cfg.Engine.Current().SessionReadOnly(f.cfg.Plugin, to, name, f.cfg.Now())
+// ReadOnly reports whether the session must be pinned read-only: every rule in force that
+// grants its database only reads. A session that is not is cut once that is so.
+func (s *Session) ReadOnly() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	readOnly := s.onlyReads()
+	s.server.writes = !readOnly
+	return readOnly
+}
+
+func (s *Session) onlyReads() bool {
+	cfg := &s.front.cfg
+	return cfg.Engine.Current().SessionReadOnly(cfg.Plugin, s.admission.Request.Destination, s.database, cfg.Now())
 }
 
 // Refuse refuses a connection before [Front.Open]: bytes that are not the protocol, or a

@@ -332,6 +332,7 @@ type serverSide struct {
 	address netip.AddrPort
 	conns   map[*serverConn]struct{}
 	closed  bool // by a cut
+	writes  bool // the session is not pinned read-only
 }
 
 // take removes all connections. The caller holds the session's mu.

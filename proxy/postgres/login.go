@@ -74,11 +74,11 @@ func (l *loginReader) Read(b []byte) (int, error) {
 
 // login logs in to the session's server. A password that the server refuses is renewed
 // once: it may have been replaced since it was leased.
-func login(ctx context.Context, f *database.Front, s *database.Session, to authz.Destination, want *startup) (*server, *loginFailure) {
+func login(ctx context.Context, s *database.Session, to authz.Destination, want *startup) (*server, *loginFailure) {
 	ctx, cancel := context.WithTimeout(ctx, loginTimeout)
 	defer cancel()
 	for renewed := false; ; renewed = true {
-		up, failure := loginOnce(ctx, f, s, to, want)
+		up, failure := loginOnce(ctx, s, to, want)
 		if failure == nil || !failure.password {
 			return up, failure
 		}
@@ -101,10 +101,10 @@ type loginFailure struct {
 	message  string // the server's
 }
 
-func loginOnce(ctx context.Context, f *database.Front, s *database.Session, to authz.Destination, want *startup) (*server, *loginFailure) {
+func loginOnce(ctx context.Context, s *database.Session, to authz.Destination, want *startup) (*server, *loginFailure) {
 	var refusal *authz.Refusal
 	up := &server{}
-	cfg, err := loginConfig(s, to, want, f.ReadOnly(to, want.database))
+	cfg, err := loginConfig(s, to, want, s.ReadOnly())
 	if err != nil {
 		return nil, &loginFailure{refusal: s.RefuseLogin(authz.NotReady, "the login could not be prepared", "ask the operator for the log of the sidecar")}
 	}

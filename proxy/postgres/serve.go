@@ -133,7 +133,7 @@ func (v *Server) session(ctx context.Context, f *database.Front, c *session.Conn
 		return
 	}
 	defer s.End(authz.Outcome{})
-	up, failure := login(s.Context(), f, s, to, want)
+	up, failure := login(s.Context(), s, to, want)
 	if failure != nil {
 		sayFatal(c, failure.encode())
 		return

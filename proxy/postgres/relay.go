@@ -95,7 +95,7 @@ func (r *relay) greet() error {
 	messages := make([]pgproto3.BackendMessage, 0, len(r.up.settings)+4)
 	if r.want.negotiates() {
 		messages = append(messages, &pgproto3.NegotiateProtocolVersion{
-			NewestMinorProtocol: uint32(r.want.minor), UnrecognizedOptions: r.want.unknown,
+			NewestMinorProtocol: protocolMajor<<16 | uint32(r.want.minor), UnrecognizedOptions: r.want.unknown, // with the major version, as servers send it
 		})
 	}
 	messages = append(messages, &pgproto3.AuthenticationOk{})

@@ -1,6 +1,7 @@
 package postgres
 
 import (
+	"encoding/binary"
 	"io"
 	"strings"
 	"testing"
@@ -145,23 +146,24 @@ func TestProtocolVersionsAndCancelKeys(t *testing.T) {
 		name    string
 		version uint32
 		options []string
-		key     int  // of the body of BackendKeyData
-		newest  byte // minor version in NegotiateProtocolVersion; 255 for none
+		key     int    // of the body of BackendKeyData
+		newest  uint32 // version in NegotiateProtocolVersion, with the major one, as servers and libpq have it; 0 for none
 	}{
-		{"3.0", protocol30, nil, 8, 255},
-		{"3.2", protocol32, nil, 36, 255},
-		{"3.9999", 3<<16 | 9999, nil, 36, 2},
-		{"an option", protocol32, []string{"_pq_.shiny", "1"}, 36, 2},
+		{"3.0", protocol30, nil, 8, 0},
+		{"3.2", protocol32, nil, 36, 0},
+		{"3.9999", 3<<16 | 9999, nil, 36, protocol32},
+		{"an option", protocol32, []string{"_pq_.shiny", "1"}, 36, protocol32},
+		{"an option of 3.0", protocol30, []string{"_pq_.shiny", "1"}, 8, protocol30},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			c := w.dial()
 			begun := c.begin(startupPacket(tc.version, append([]string{"user", "x", "database", databaseName}, tc.options...)...))
-			newest := byte(255)
+			newest := uint32(0)
 			if begun[0].kind == 'v' {
-				newest = begun[0].body[3]
+				newest = binary.BigEndian.Uint32(begun[0].body)
 			}
 			if len(c.key) != tc.key || newest != tc.newest {
-				t.Fatalf("the key has %d bytes, the newest minor version is %d", len(c.key), newest)
+				t.Fatalf("the key has %d bytes, the newest version is %#x", len(c.key), newest)
 			}
 			c.query("SELECT 1")
 		})

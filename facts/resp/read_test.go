@@ -292,7 +292,7 @@ func TestWaits(t *testing.T) {
 		"XREADGROUP GROUP g c block 0 STREAMS a >": true, "BLPOP a 0": true, "LPOP a": false, "EVAL x 0": true, "SUBSCRIBE a": true,
 	} {
 		var args [][]byte
-		for _, arg := range strings.Fields(line) {
+		for arg := range strings.FieldsSeq(line) {
 			args = append(args, []byte(arg))
 		}
 		if got := Read(args).Long; got != want {

@@ -66,23 +66,25 @@ func (r *reader) relationOf(verb string, kind ddl, i int) {
 
 // moves reads RENAME TO and SET SCHEMA behind the relation i..j-1, which has another name then.
 func (r *reader) moves(i, j int) {
-	schema, name := r.parts(i, j)
-	if schema == "" {
-		schema = "public"
+	k := j
+	if r.at(k).kind == tokenOperator { // *
+		k++
 	}
-	if r.at(j).kind == tokenOperator { // *
-		j++
+	renames, next := r.key(k) == kwRename, kwSchema
+	if renames {
+		next = kwTo
 	}
-	switch k, next := r.key(j), r.key(j+1); {
-	case k == kwRename && next == kwTo:
-		name = r.name(j + 2)
-	case k == kwSet && next == kwSchema:
-		schema = r.name(j + 2)
-	default:
+	if r.at(k+1).keyword != next {
 		return
 	}
-	r.shown(schema)
-	r.shown(name)
+	schema, name := r.parts(i, j)
+	to := r.name(k + 2)
+	r.shown(to)
+	if !renames {
+		schema = to
+	} else if name = to; schema == "" {
+		schema = "public"
+	}
 	r.add(authz.FactTable, schema+"."+name)
 }
 

@@ -94,9 +94,9 @@ func (f *Front) Log() *zap.Logger { return f.cfg.Log }
 // grants its database only reads. A session that is not is cut once that is so.
 func (s *Session) ReadOnly() bool {
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	readOnly := s.onlyReads()
 	s.server.writes = !readOnly
+	s.mu.Unlock()
 	return readOnly
 }
 

@@ -51,7 +51,7 @@ func (r *relay) command(at, n int) error {
 	case reading.Unreadable != "", reading.Long, reading.Lasts, reading.Kind == resp.Select && (reading.Database != q.current || q.multi),
 		reading.Kind == resp.Auth && q.multi, len(reading.Facts) > maxTogether:
 		return r.alone(at, n)
-	case r.running.isBlocked() && reading.Kind != resp.Auth && reading.Kind != resp.Hello:
+	case r.running.blocked.Load() && reading.Kind != resp.Auth && reading.Kind != resp.Hello:
 		return r.alone(at, n)
 	}
 	if len(q.batch.shared)+len(q.batch.names)+len(reading.Facts) > maxTogether {
@@ -235,7 +235,7 @@ func (r *relay) abortTransaction(at, n int) error {
 // server does not have all, and runs nothing yet.
 func (r *relay) decideOne(reading *resp.Reading, partial bool) *authz.Refusal {
 	q := &r.requests
-	waits := reading.Long || r.running.isBlocked()
+	waits := reading.Long || r.running.blocked.Load()
 	switch {
 	case reading.TooLarge:
 		return r.s.Refuse(authz.StatementTooLarge, reading.Unreadable)
@@ -244,7 +244,7 @@ func (r *relay) decideOne(reading *resp.Reading, partial bool) *authz.Refusal {
 	case q.multi && (reading.Kind == resp.Select || reading.Kind == resp.Auth):
 		return r.s.Refuse(authz.StatementUnreadable, reading.Command+" within a transaction takes effect later; send it before MULTI")
 	case waits && r.running.len() >= maxRunning:
-		return r.s.Refuse(authz.StatementTooLarge, "the connection has 1024 commands that wait or subscribe, or are behind one that waits; use another connection")
+		return r.s.Refuse(authz.StatementTooLarge, "the connection has 1024 commands that wait, subscribe or are behind one that waits; use another connection")
 	}
 	var statements []*database.Statement
 	keep := &statements
@@ -276,7 +276,12 @@ func (r *relay) decideOne(reading *resp.Reading, partial bool) *authz.Refusal {
 // blocks reports whether the server may leave what comes behind a command unread until it
 // ends. A script does so too, but has all rights of the user itself.
 func blocks(reading *resp.Reading) bool {
-	return reading.Long && reading.Kind == resp.Plain && !slices.ContainsFunc(reading.Facts, func(f authz.Fact) bool { return f.Kind == authz.FactOpaque })
+	for i := range reading.Facts {
+		if reading.Facts[i].Kind == authz.FactOpaque {
+			return false
+		}
+	}
+	return reading.Long && reading.Kind == resp.Plain
 }
 
 // keep has the session decide statements again whose effect goes on, and ends them.

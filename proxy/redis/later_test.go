@@ -115,7 +115,7 @@ func TestManyBehindAWait(t *testing.T) {
 	w := newWorld(t, serve(t), reader())
 	c := w.dial()
 	c.write(request("BLPOP", "app:q", "0") + strings.Repeat(request("GET", "app:1"), 1024))
-	testenv.Eventually(t, "what is behind the command", func() (int, bool) {
+	testenv.Eventually(t, "the commands behind it", func() (int, bool) {
 		sessions := w.front.Sessions()
 		return len(sessions), len(sessions) == 1 && sessions[0].Running == 1024
 	})

@@ -47,15 +47,16 @@ type answer struct {
 // add appends a marker to b. name is the part that a text can be made from.
 func (m *markers) add(b []byte, as marker, name string) []byte {
 	m.mu.Lock()
-	defer m.mu.Unlock()
 	m.next++
+	n := m.next
 	if len(m.pending) < maxMarkers || as.text == nil || as.last {
 		if m.pending == nil {
 			m.pending = make(map[uint64]marker)
 		}
-		m.pending[m.next] = as
+		m.pending[n] = as
 	}
-	return appendRequest(b, markerName+m.secret+":"+strconv.FormatUint(m.next, 10)+":"+name)
+	m.mu.Unlock()
+	return appendRequest(b, markerName+m.secret+":"+strconv.FormatUint(n, 10)+":"+name)
 }
 
 // take returns what becomes of an error of the server, if it is the answer to a marker.
@@ -72,9 +73,9 @@ func (m *markers) take(line []byte) (marker, bool) {
 		return marker{}, false
 	}
 	m.mu.Lock()
-	defer m.mu.Unlock()
 	as, known := m.pending[n]
 	delete(m.pending, n)
+	m.mu.Unlock()
 	if !known {
 		as.text = shortError(name)
 	}

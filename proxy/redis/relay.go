@@ -103,16 +103,13 @@ func (r *relay) idle() bool {
 // run adds statements that run until the answer of the command that was sent last.
 func (l *running) run(answer uint64, statements []*database.Statement, blocks bool) {
 	l.mu.Lock()
-	defer l.mu.Unlock()
 	l.list = append(l.list, ending{answer, statements})
 	l.some.Store(true)
 	if blocks {
 		l.blocked.Store(true)
 	}
+	l.mu.Unlock()
 }
-
-// isBlocked reports whether the server may not read what is sent now for long.
-func (l *running) isBlocked() bool { return l.blocked.Load() }
 
 // end ends what has its answer.
 func (l *running) end(answered uint64) {
@@ -120,11 +117,7 @@ func (l *running) end(answered uint64) {
 		return
 	}
 	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.subscribed {
-		return
-	}
-	for len(l.list) > 0 && l.list[0].answer <= answered {
+	for !l.subscribed && len(l.list) > 0 && l.list[0].answer <= answered {
 		for _, st := range l.list[0].statements {
 			st.End(authz.Outcome{})
 		}
@@ -134,24 +127,27 @@ func (l *running) end(answered uint64) {
 		l.some.Store(false)
 		l.blocked.Store(false)
 	}
+	l.mu.Unlock()
 }
 
 func (l *running) subscribe() {
 	l.mu.Lock()
-	defer l.mu.Unlock()
 	l.subscribed = true
+	l.mu.Unlock()
 }
 
 func (l *running) isSubscribed() bool {
 	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.subscribed
+	is := l.subscribed
+	l.mu.Unlock()
+	return is
 }
 
 func (l *running) len() int {
 	l.mu.Lock()
-	defer l.mu.Unlock()
-	return len(l.list)
+	n := len(l.list)
+	l.mu.Unlock()
+	return n
 }
 
 // answers is the state of the goroutine that reads the server.

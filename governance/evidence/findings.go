@@ -111,6 +111,9 @@ func Statements(items []Item) ([]VEX, error) {
 			if s.At != nil {
 				at = *s.At
 			}
+			if at.After(item.IssuedAt.Add(maxAhead)) {
+				return nil, fmt.Errorf("evidence %s: a statement about %s is of %s, later than its signature: it would count as the newest one until then", item.Digest, quote(s.Vulnerability), at.Format(time.RFC3339))
+			}
 			if !slices.Contains([]Status{NotAffected, Affected, Fixed, UnderInvestigation}, s.Status) || s.Vulnerability == "" {
 				return nil, fmt.Errorf("evidence %s: a statement has no vulnerability, or the status %s", item.Digest, quote(string(s.Status)))
 			}
@@ -236,7 +239,17 @@ func (s Status) rank() int {
 
 // applies reports whether a statement is about a finding: its vulnerability, or the
 // finding's own id, in a component of it or in the whole artifact.
-func (v *VEX) applies(f *Finding, t Target) bool {
+func (v *VEX) applies(f *Finding, t Target) bool { return v.isOf(t) && v.names(f, t) }
+
+// isOf reports whether a statement is about the artifact, or about a component in any product.
+func (v *VEX) isOf(t Target) bool {
+	return len(v.Products) == 0 || slices.ContainsFunc(v.Products, func(p string) bool {
+		return p != "" && slices.Contains([]string{t.Artifact, t.PURL, bare(t.PURL)}, p)
+	})
+}
+
+// names reports whether a statement names a finding, in whatever product.
+func (v *VEX) names(f *Finding, t Target) bool {
 	ids := append([]string{v.Vulnerability}, v.Aliases...)
 	if !slices.ContainsFunc(ids, func(id string) bool { return f.named(id) || id == f.ID }) {
 		return false
@@ -287,6 +300,8 @@ func Blocking(findings []Finding, vex []VEX, plans []Plan, t Target, threshold S
 		}
 		if judged.Status != "" {
 			why += "; " + judged.text()
+		} else if i := slices.IndexFunc(vex, func(v VEX) bool { return v.names(f, t) }); i >= 0 {
+			why += fmt.Sprintf("; VEX states %s in product %s, which is not this artifact (%s)", vex[i].Status, text(vex[i].Products[0]), cmp.Or(t.PURL, t.Artifact))
 		}
 		out = append(out, Block{*f, why, f.unblock(judged)})
 	}

@@ -156,3 +156,54 @@ func TestOrder(t *testing.T) {
 		t.Errorf("findings differ: %s", diff)
 	}
 }
+
+// A finding has the severity of its rule, whichever part of the tool describes it and however
+// the result names that part, and a contradiction makes it no smaller.
+func TestSARIFSeverities(t *testing.T) {
+	with := func(result string) string {
+		return `{"version":"2.1.0","runs":[{"tool":{"driver":{"name":"s"},"extensions":[{"name":"other"},` +
+			`{"name":"pack","guid":"11111111-ABCD","rules":[{"id":"a","properties":{"security-severity":"9.8"}}]}]},"results":[{` + result + `}]}]}`
+	}
+	for name, test := range map[string]struct {
+		text string
+		want Severity
+	}{
+		"by index":                {with(`"rule":{"id":"a","toolComponent":{"index":1}}`), Critical},
+		"by GUID":                 {with(`"rule":{"id":"a","toolComponent":{"guid":"11111111-abcd"}}`), Critical},
+		"by name":                 {with(`"rule":{"id":"a","toolComponent":{"name":"pack"}}`), Critical},
+		"of the driver":           {with(`"rule":{"id":"a","toolComponent":{"name":"s"}}`), Medium},
+		"informational":           {with(`"ruleId":"b","kind":"informational"`), None},
+		"informational and error": {with(`"ruleId":"b","kind":"informational","level":"error"`), High},
+	} {
+		found, err := Normalise([]byte(test.text), Options{IssuedAt: made})
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+			continue
+		}
+		var p FindingsPredicate
+		if err := json.Unmarshal(found[0].Predicate, &p); err != nil || len(p.Findings) != 1 || p.Findings[0].Severity != test.want {
+			t.Errorf("%s: findings are %+v (%v), want one of severity %s", name, p.Findings, err, test.want)
+		}
+	}
+}
+
+// A failure counts wherever it is written: of a suite's preparation too, and below an element
+// that is not known.
+func TestJUnitFailures(t *testing.T) {
+	for name, text := range map[string]string{
+		"of a suite":  `<testsuites><testsuite name="a" errors="1"><testcase name="t"/><error message="setup"/></testsuite></testsuites>`,
+		"of all":      `<testsuites><testsuite name="a"><testcase name="t"/></testsuite><failure/></testsuites>`,
+		"one below":   `<testsuite name="a"><testcase name="t"><details><failure/></details></testcase></testsuite>`,
+		"of its test": `<testsuite name="a" failures="1"><testcase name="t"><failure/></testcase></testsuite>`,
+	} {
+		found, err := Normalise([]byte(text), Options{IssuedAt: made})
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+			continue
+		}
+		var p TestPredicate
+		if err := json.Unmarshal(found[0].Predicate, &p); err != nil || p.Failed != 1 || p.Result != Failed {
+			t.Errorf("%s: it is %s with %d failed (%v), want FAILED with 1", name, p.Result, p.Failed, err)
+		}
+	}
+}

@@ -2,6 +2,7 @@ package evidence
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/xml"
 	"errors"
 	"fmt"
@@ -59,7 +60,7 @@ type junitElement struct {
 	// stated is the number of failures and errors that a suite's attributes state, and failed
 	// the number of those in it.
 	stated, failed int
-	test           string // of a testcase
+	test           string // the name of a testcase or of a suite
 	outcome        string // of a testcase: failure, skipped or ""
 }
 
@@ -104,6 +105,7 @@ func (j *junitReader) start(t xml.StartElement) error {
 	switch name {
 	case "testsuites", "testsuite":
 		e.stated = j.count("failures", attrs) + j.count("errors", attrs)
+		e.test = text(attrs["name"])
 		j.source.observed(j.time("timestamp", attrs["timestamp"]))
 	case "testcase":
 		e.test = text(strings.TrimPrefix(attrs["classname"]+"."+attrs["name"], "."))
@@ -114,9 +116,7 @@ func (j *junitReader) start(t xml.StartElement) error {
 			return errors.New("a testcase is in no testsuite")
 		}
 	case "failure", "error", "rerunFailure", "rerunError":
-		if c := j.top(); c != nil && c.name == "testcase" {
-			c.outcome = "failure"
-		}
+		j.failure()
 	case "skipped", "disabled":
 		if c := j.top(); c != nil && c.name == "testcase" && c.outcome == "" {
 			c.outcome = "skipped"
@@ -124,6 +124,23 @@ func (j *junitReader) start(t xml.StartElement) error {
 	}
 	j.open = append(j.open, e)
 	return j.err
+}
+
+// failure notes that the test which is open failed or, outside of a test, its suite did, as in
+// its preparation.
+func (j *junitReader) failure() {
+	for i := len(j.open) - 1; i >= 0; i-- {
+		switch e := &j.open[i]; e.name {
+		case "testcase":
+			e.outcome = "failure"
+			return
+		case "testsuite", "testsuites":
+			e.failed++
+			j.predicate.Failed++
+			j.predicate.FailedTests = append(j.predicate.FailedTests, cmp.Or(e.test, e.name))
+			return
+		}
+	}
 }
 
 // count reads a number of a suite. It is 0 if absent.

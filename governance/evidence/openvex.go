@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 )
 
 // OpenVEX 0.0.1 and 0.2.0 (https://github.com/openvex/spec).
@@ -89,11 +90,13 @@ func readOpenVEX(data []byte, source Source, o Options) ([]Normalised, error) {
 	}
 	out.Source = source
 	for i := range doc.Statements {
-		s := doc.Statements[i].normalise(&r, cmp.Or(doc.Updated, doc.Timestamp))
+		all := doc.Statements[i].normalise(&r, cmp.Or(doc.Updated, doc.Timestamp), o.IssuedAt)
 		if r.err != nil {
 			return nil, fmt.Errorf("statements[%d]: %w", i, r.err)
 		}
-		out.Statements = append(out.Statements, s)
+		if out.Statements = append(out.Statements, all...); len(out.Statements) > maxStatements {
+			return nil, fmt.Errorf("it has more than %d statements about products", maxStatements)
+		}
 	}
 	slices.SortFunc(out.Statements, compareStatements)
 	n, err := makePredicate(TypeVEX, out, nil, fmt.Sprintf("%d VEX statements", len(out.Statements)))
@@ -109,7 +112,9 @@ func compareStatements(a, b Statement) int {
 	return cmp.Compare(string(x), string(y))
 }
 
-func (s *vexStatement) normalise(r *reader, documentTime string) Statement {
+// normalise returns a statement about the products without subcomponents, and one about the
+// subcomponents of each other product: in another product they may be used in another way.
+func (s *vexStatement) normalise(r *reader, documentTime string, now time.Time) (all []Statement) {
 	v := s.vulnerability(r)
 	out := Statement{
 		Vulnerability: v.Name, Aliases: v.Aliases, Status: s.Status,
@@ -132,20 +137,31 @@ func (s *vexStatement) normalise(r *reader, documentTime string) Statement {
 	if out.Justification != "" && !slices.Contains(justifications(), out.Justification) {
 		r.fail("justification %s is not one of OpenVEX: %s", quote(out.Justification), strings.Join(justifications(), ", "))
 	}
+	if out.At != nil && out.At.After(now.Add(maxAhead)) { // it would count as the newest one until then
+		r.fail("timestamp %s is in the future: the time is %s", out.At.Format(time.RFC3339), now.UTC().Format(time.RFC3339))
+	}
 	for i := range s.Products {
 		p := &s.Products[i]
 		if len(p.Subcomponents) == 0 {
 			p.names(r, &out.Components)
+			continue
 		}
+		of := out
+		of.Products, of.Components = nil, nil
+		p.names(r, &of.Products)
 		for j := range p.Subcomponents {
-			p.Subcomponents[j].names(r, &out.Components)
+			p.Subcomponents[j].names(r, &of.Components)
 		}
+		of.Products, of.Components = sorted(of.Products), sorted(of.Components)
+		all = append(all, of)
 	}
 	if len(s.Products) == 0 {
 		r.fail("products are missing: a statement about no product applies to nothing")
 	}
-	out.Components = sorted(out.Components)
-	return out
+	if out.Components = sorted(out.Components); len(out.Components) > 0 {
+		all = append(all, out)
+	}
+	return all
 }
 
 // vulnerability reads either form.

@@ -118,6 +118,9 @@ type VEXPredicate struct {
 type Statement struct {
 	Vulnerability string   `json:"vulnerability"`
 	Aliases       []string `json:"aliases,omitempty"`
+	// Products are the ways in which the one product is named that has Components as its parts:
+	// the artifact's digest or package URL. An empty list stands for any product.
+	Products []string `json:"products,omitempty"`
 	// Components are package URLs or names. An empty list stands for the whole artifact.
 	Components    []string   `json:"components,omitempty"`
 	Status        Status     `json:"status"`

@@ -15,8 +15,9 @@ import (
 // those of the specification.
 type (
 	sarifLog struct {
-		Version string     `json:"version"`
-		Runs    []sarifRun `json:"runs"`
+		Version string          `json:"version"`
+		Runs    []sarifRun      `json:"runs"`
+		Inline  json.RawMessage `json:"inlineExternalProperties"`
 	}
 	sarifRun struct {
 		Tool struct {
@@ -24,13 +25,21 @@ type (
 			Extensions []sarifComponent `json:"extensions"`
 		} `json:"tool"`
 		Invocations []struct {
-			ExecutionSuccessful *bool  `json:"executionSuccessful"`
-			EndTimeUTC          string `json:"endTimeUtc"`
+			ExecutionSuccessful *bool               `json:"executionSuccessful"`
+			StartFailure        string              `json:"processStartFailureMessage"`
+			EndTimeUTC          string              `json:"endTimeUtc"`
+			Notifications       []sarifNotification `json:"toolExecutionNotifications"`
 		} `json:"invocations"`
 		Results  *[]sarifResult `json:"results"`
 		External *struct {
-			Results json.RawMessage `json:"results"`
+			Results     json.RawMessage `json:"results"`
+			Driver      json.RawMessage `json:"driver"`
+			Extensions  json.RawMessage `json:"extensions"`
+			Invocations json.RawMessage `json:"invocations"`
 		} `json:"externalPropertyFileReferences"`
+	}
+	sarifNotification struct {
+		Level string `json:"level"`
 	}
 	sarifComponent struct {
 		Name            string      `json:"name"`
@@ -38,6 +47,11 @@ type (
 		SemanticVersion string      `json:"semanticVersion"`
 		GUID            string      `json:"guid"`
 		Rules           []sarifRule `json:"rules"`
+	}
+	sarifComponentName struct {
+		Name  string `json:"name"`
+		Index *int   `json:"index"`
+		GUID  string `json:"guid"`
 	}
 	sarifRule struct {
 		ID      string `json:"id"`
@@ -50,13 +64,9 @@ type (
 		RuleID    string `json:"ruleId"`
 		RuleIndex *int   `json:"ruleIndex"`
 		Rule      *struct {
-			ID    string `json:"id"`
-			Index *int   `json:"index"`
-			Tool  *struct {
-				Name  string `json:"name"`
-				Index *int   `json:"index"`
-				GUID  string `json:"guid"`
-			} `json:"toolComponent"`
+			ID    string              `json:"id"`
+			Index *int                `json:"index"`
+			Tool  *sarifComponentName `json:"toolComponent"`
 		} `json:"rule"`
 		Kind    string `json:"kind"`
 		Level   string `json:"level"`
@@ -104,8 +114,11 @@ func readSARIF(data []byte, source Source, o Options) ([]Normalised, error) {
 	if log.Version != "2.1.0" {
 		return nil, fmt.Errorf("version is %s; 2.1.0 is supported", quote(log.Version))
 	}
-	if len(log.Runs) == 0 {
+	switch {
+	case len(log.Runs) == 0:
 		return nil, fmt.Errorf("it has no run: no tool ran")
+	case log.Inline != nil:
+		return nil, fmt.Errorf("it has inlineExternalProperties (section 3.13.5), which may be results and rules of its runs; write them into the runs")
 	}
 	source.Format = "sarif-2.1.0"
 	var r reader
@@ -143,14 +156,22 @@ func checkRun(r *reader, run *sarifRun, i int, source *Source) {
 	}
 	source.Tools = append(source.Tools, Tool{r.required(fmt.Sprintf("runs[%d].tool.driver.name", i), driver.Name), r.name("version", version)})
 	switch {
-	case run.External != nil && run.External.Results != nil:
-		r.fail("runs[%d]: its results are in another file (externalPropertyFileReferences); merge them into this one", i)
+	case run.External != nil && (run.External.Results != nil || run.External.Driver != nil || run.External.Extensions != nil || run.External.Invocations != nil):
+		r.fail("runs[%d]: its results, rules or invocations are in another file (externalPropertyFileReferences); merge them into this one", i)
 	case run.Results == nil:
 		r.fail("runs[%d] has no list of results: the tool did not scan (section 3.14.23)", i)
 	}
 	for j, in := range run.Invocations {
 		if in.ExecutionSuccessful != nil && !*in.ExecutionSuccessful {
 			r.fail("runs[%d].invocations[%d]: executionSuccessful is false: the scan failed, and may have missed findings", i, j)
+		}
+		if in.StartFailure != "" {
+			r.fail("runs[%d].invocations[%d]: processStartFailureMessage is stated: the tool did not start", i, j)
+		}
+		// A tool that went on after an error states that it succeeded.
+		k := slices.IndexFunc(in.Notifications, func(n sarifNotification) bool { return n.Level == "error" })
+		if k >= 0 && in.ExecutionSuccessful == nil {
+			r.fail("runs[%d].invocations[%d].toolExecutionNotifications[%d] is an error, and executionSuccessful is not stated: the scan may have missed findings", i, j, k)
 		}
 		source.observed(r.time("endTimeUtc", in.EndTimeUTC))
 	}
@@ -168,6 +189,9 @@ func (s *Source) observed(at *time.Time) {
 func (run *sarifRun) finding(r *reader, in *sarifResult) (f Finding, counts bool) {
 	switch in.Kind {
 	case "pass", "notApplicable":
+		if in.Level == "error" || in.Level == "warning" { // another reader goes by the level alone
+			r.fail("kind is %s and level %s, which contradict each other (section 3.27.10)", in.Kind, in.Level)
+		}
 		return f, false
 	case "", "fail", "open", "review", "informational":
 	default:
@@ -227,6 +251,32 @@ func (in *sarifResult) identity(line int) string {
 	return out.String()
 }
 
+// component returns the part of the tool that has a result's rule, by its index, GUID or name
+// (section 3.54); nil for one that is not there: its rule may state a severity.
+func (run *sarifRun) component(r *reader, name *sarifComponentName) *sarifComponent {
+	extensions := run.Tool.Extensions
+	if name.Index != nil && *name.Index >= 0 {
+		if *name.Index >= len(extensions) {
+			r.fail("rule.toolComponent.index is %d; the run has %d extensions", *name.Index, len(extensions))
+			return nil
+		}
+		return &extensions[*name.Index]
+	}
+	is := func(c *sarifComponent) bool {
+		return name.GUID != "" && strings.EqualFold(c.GUID, name.GUID) || name.GUID == "" && name.Name != "" && c.Name == name.Name
+	}
+	for i := range extensions {
+		if is(&extensions[i]) {
+			return &extensions[i]
+		}
+	}
+	if name.GUID == "" && name.Name == "" || is(&run.Tool.Driver) {
+		return &run.Tool.Driver
+	}
+	r.fail("rule.toolComponent %s %s is neither the tool nor one of its %d extensions", quote(name.Name), quote(name.GUID), len(extensions))
+	return nil
+}
+
 // rule returns the description of a result's rule (section 3.52.3).
 func (run *sarifRun) rule(r *reader, in *sarifResult) sarifRule {
 	id, index, component := in.RuleID, in.RuleIndex, &run.Tool.Driver
@@ -237,12 +287,10 @@ func (run *sarifRun) rule(r *reader, in *sarifResult) sarifRule {
 		if index == nil {
 			index = in.Rule.Index
 		}
-		if t := in.Rule.Tool; t != nil && t.Index != nil && *t.Index >= 0 {
-			if *t.Index >= len(run.Tool.Extensions) {
-				r.fail("rule.toolComponent.index is %d; the run has %d extensions", *t.Index, len(run.Tool.Extensions))
+		if in.Rule.Tool != nil {
+			if component = run.component(r, in.Rule.Tool); component == nil {
 				return sarifRule{}
 			}
-			component = &run.Tool.Extensions[*t.Index]
 		}
 	}
 	if index != nil && *index >= 0 {
@@ -293,7 +341,7 @@ func (f *Finding) rate(r *reader, in *sarifResult, rule sarifRule) {
 	switch {
 	case in.Kind == "open" || in.Kind == "review":
 		stated = Unknown // a person has to look at it
-	case in.Kind == "informational":
+	case in.Kind == "informational" && in.Level == "":
 		stated = None
 	}
 	if f.Severity == "" {

@@ -226,6 +226,9 @@ func TestBlocking(t *testing.T) {
 		}
 		return v
 	}
+	of := func(products ...string) func(*Statement) {
+		return func(s *Statement) { s.Products, s.Components = products, []string{"pkg:generic/libfoo@1.0"} }
+	}
 	plan := func(finding string, due time.Duration) Plan {
 		return Plan{Finding: finding, Plan: "update", Owner: "team", Due: now.Add(due), IssuedAt: now.Add(-time.Hour)}
 	}
@@ -257,6 +260,9 @@ func TestBlocking(t *testing.T) {
 		"by the finding's id":       {vex: []VEX{vex(Fixed, security, now, func(s *Statement) { s.Vulnerability = "F-1" })}},
 		"component":                 {vex: []VEX{vex(Fixed, security, now, func(s *Statement) { s.Components = []string{"pkg:generic/libfoo@1.0"} })}},
 		"whole artifact":            {vex: []VEX{vex(Fixed, security, now, func(s *Statement) { s.Components = []string{testArtifact} })}},
+		"component of the artifact": {vex: []VEX{vex(Fixed, security, now, of("x", testArtifact))}},
+		"component of the package":  {vex: []VEX{vex(Fixed, security, now, of("pkg:oci/crm-sync@2.4.1"))}},
+		"component of another one":  {vex: []VEX{vex(Fixed, security, now, of("pkg:oci/other@1"))}, blocks: true},
 		"other component":           {vex: []VEX{vex(Fixed, security, now, func(s *Statement) { s.Components = []string{"pkg:generic/libbar@1.0"} })}, blocks: true},
 		"other version":             {vex: []VEX{vex(Fixed, security, now, func(s *Statement) { s.Components = []string{"pkg:generic/libfoo@1.1"} })}, blocks: true},
 		"other vulnerability":       {vex: []VEX{vex(Fixed, security, now, func(s *Statement) { s.Vulnerability = "CVE-2" })}, blocks: true},
@@ -290,7 +296,7 @@ func TestBlocking(t *testing.T) {
 		if test.threshold == "" {
 			test.threshold = High
 		}
-		target := Target{Artifact: testArtifact, Authors: []string{"dev"}}
+		target := Target{Artifact: testArtifact, PURL: "pkg:oci/crm-sync@2.4.1?arch=amd64", Authors: []string{"dev"}}
 		got := Blocking([]Finding{f}, test.vex, test.plans, target, test.threshold, Exempt("crm-sync", test.exempt, now), now)
 		if (len(got) == 1) != test.blocks {
 			t.Errorf("%s: blocking is %+v, want %t", name, got, test.blocks)
@@ -358,6 +364,7 @@ func TestPredicatesRefused(t *testing.T) {
 	for name, i := range map[string]Item{
 		"status":        {PredicateType: TypeVEX, Predicate: json.RawMessage(`{"statements":[{"vulnerability":"C","status":"fine"}]}`)},
 		"vulnerability": {PredicateType: TypeVEX, Predicate: json.RawMessage(`{"statements":[{"status":"fixed"}]}`)},
+		"of later":      {PredicateType: TypeVEX, IssuedAt: issued, Predicate: json.RawMessage(`{"statements":[{"vulnerability":"C","status":"fixed","at":"2099-01-01T00:00:00Z"}]}`)},
 	} {
 		if _, err := Statements([]Item{i}); err == nil {
 			t.Errorf("%s: was read", name)

@@ -100,8 +100,8 @@ func (e *Evaluation) binding(t grantTimes) *grantcheck.Binding {
 		Artifact: q.Submission.Artifact, Submission: q.SubmissionDigest, Manifest: q.ManifestDigest,
 		Guardrail: e.terms.guardrail, Rubric: e.rubric, Policy: e.policy, Generation: 1, Score: e.Score, Band: e.Band, RenewBefore: t.renewBefore,
 	}
-	if e.Issued != nil {
-		b.Generation, b.Previous = e.Issued.Object.Spec.Binding.Generation+1, e.Issued.Digest
+	if e.follows.Generation > 0 {
+		b.Generation, b.Previous = e.follows.Generation+1, e.follows.Digest
 	}
 	for i := range e.exemptions {
 		b.Exemptions = append(b.Exemptions, grantcheck.Ref{Name: e.exemptions[i].Name, Digest: e.exemptions[i].Digest})

@@ -93,7 +93,8 @@ type inputs struct {
 	rubric     string
 	policy     []grantcheck.PolicyRef
 	exemptions []Exemption
-	items      []evidence.Item // of the request, that are about it
+	items      []evidence.Item      // of the request, that are about it
+	follows    grantcheck.HighWater // the grant before this one; zero for none
 	stops      []risk.Stop
 
 	previous            *Request // the request of Issued; nil if it is not there

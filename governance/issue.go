@@ -52,8 +52,11 @@ func (r *Repository) Terms(plugin string) grantcheck.Terms {
 	for i := range all {
 		all[i].AddTerms(&out)
 	}
-	if issued, err := r.Issued(plugin); err == nil && issued != nil {
-		out.Seen = grantcheck.HighWater{Generation: issued.Object.Spec.Binding.Generation, Digest: issued.Digest}
+	issued, err := r.Issued(plugin)
+	if err == nil {
+		if marks, err := r.marks(plugin); err == nil {
+			out.Seen = marks.before(issued)
+		}
 	}
 	return out
 }

@@ -201,46 +201,74 @@ type lastIssued struct {
 	generation   int64
 }
 
-// lastIssued finds the highest generation in the folders issued/ of a plugin's versions.
-func (r *Repository) lastIssued(plugin string) (lastIssued, error) {
-	if last, ok := r.last.Load(plugin); ok {
-		return last.(lastIssued), nil //nolint:forcetypeassert // nothing else is stored
+// marks are the highest generations of a plugin's grants: those that verify, and those that no
+// longer do, because their keys were revoked since. Sidecars have seen the latter as well, so
+// that the next grant has to be a later generation than both.
+type marks struct{ last, retired lastIssued }
+
+// marks finds the highest generations in the folders issued/ of a plugin's versions and, of the
+// retired ones, in its grant.
+func (r *Repository) marks(plugin string) (marks, error) {
+	if known, ok := r.last.Load(plugin); ok {
+		return known.(marks), nil //nolint:forcetypeassert // nothing else is stored
 	}
-	var last lastIssued
+	var out marks
 	versions, err := r.Versions(plugin)
 	if err != nil {
-		return last, err
+		return out, err
+	}
+	files := []entry{}
+	if file, err := find(r.fsys, GrantFile(plugin)); err == nil {
+		files = append(files, file)
 	}
 	for _, version := range versions {
-		files, err := list(r.fsys, path.Join(RequestDir(plugin, version), "issued"), signedEnding)
+		copies, err := list(r.fsys, path.Join(RequestDir(plugin, version), "issued"), signedEnding)
 		if err != nil {
-			return last, err
+			return out, err
 		}
-		for _, file := range files {
-			e, err := file.envelope(r.fsys)
-			if err != nil {
-				continue // WasIssued reports it where it matters
-			}
-			doc, err := r.Root.Verify(e, dsse.KindGrant)
-			if err != nil {
-				continue
-			}
-			of, b, err := grantcheck.BindingOf(doc.Payload)
-			if err == nil && of == plugin && b.Generation > last.generation {
-				last = lastIssued{file.path, doc.Digest, b.Generation}
-			}
+		files = append(files, copies...)
+	}
+	for _, file := range files {
+		e, err := file.envelope(r.fsys)
+		if err != nil {
+			continue // WasIssued reports it where it matters
+		}
+		if one := r.retired(e, plugin); one.generation > out.retired.generation {
+			out.retired = lastIssued{file.path, one.digest, one.generation}
+		}
+		doc, err := r.Root.Verify(e, dsse.KindGrant)
+		if err != nil || file.path == GrantFile(plugin) {
+			continue
+		}
+		of, b, err := grantcheck.BindingOf(doc.Payload)
+		if err == nil && of == plugin && b.Generation > out.last.generation {
+			out.last = lastIssued{file.path, doc.Digest, b.Generation}
 		}
 	}
-	r.last.Store(plugin, last)
-	return last, nil
+	r.last.Store(plugin, out)
+	return out, nil
+}
+
+// before returns the generation and the digest that the next grant follows.
+func (m marks) before(issued *Issued) grantcheck.HighWater {
+	seen := grantcheck.HighWater{Generation: m.retired.generation, Digest: m.retired.digest}
+	if issued != nil && issued.Object.Spec.Binding.Generation >= seen.Generation {
+		seen = grantcheck.HighWater{Generation: issued.Object.Spec.Binding.Generation, Digest: issued.Digest}
+	}
+	return seen
 }
 
 // notRolledBack demands the grant that was issued last, of which issued/ has a copy: a new one
 // would otherwise follow an older one, or none.
 func (r *Repository) notRolledBack(e *Evaluation) error {
-	last, err := r.lastIssued(e.Request.Plugin)
+	marks, err := r.marks(e.Request.Plugin)
 	if err != nil {
 		return err
+	}
+	last := marks.last
+	if e.follows = marks.before(e.Issued); e.Issued == nil && e.follows.Generation > last.generation {
+		e.Findings = append(e.Findings, fmt.Sprintf("%s, generation %d, is signed by keys that were revoked since, so that no sidecar loads it any more; this request is reviewed as for a first grant, and becomes generation %d",
+			marks.retired.file, e.follows.Generation, e.follows.Generation+1))
 	}
 	file := GrantFile(e.Request.Plugin)
 	var is string

@@ -42,9 +42,10 @@ type Repository struct {
 	Checklists []Checklist
 
 	fsys     fs.FS
-	others   sync.Map // *Request by folder: see [Repository.other]
-	versions sync.Map // []string by plugin: see [Repository.Versions]
-	last     sync.Map // lastIssued by plugin: see [Repository.lastIssued]
+	former   []*dsse.Root // each version of the trust root with the keys that were revoked since
+	others   sync.Map     // *Request by folder: see [Repository.other]
+	versions sync.Map     // []string by plugin: see [Repository.Versions]
+	last     sync.Map     // marks by plugin: see [Repository.marks]
 }
 
 // Guardrail is a signed guardrail.
@@ -76,9 +77,19 @@ type Rubric struct {
 // Open reads and verifies a repository. The error has every fault, one a line.
 func Open(fsys fs.FS) (*Repository, error) {
 	r := &Repository{fsys: fsys}
-	var err error
-	if r.Root, err = ReadTrust(fsys); err != nil {
+	roots, err := readRoots(fsys)
+	if err != nil {
 		return nil, err
+	}
+	r.Root = roots[len(roots)-1]
+	for _, root := range roots {
+		spec := root.Spec()
+		spec.Revoked = nil
+		former, err := dsse.NewRoot(spec)
+		if err != nil {
+			return nil, err
+		}
+		r.former = append(r.former, former)
 	}
 	faults := []error{r.readGuardrails(), r.readExemptions(), r.readRubric(), r.readChecklists()}
 	if err := errors.Join(faults...); err != nil {
@@ -92,6 +103,16 @@ func Open(fsys fs.FS) (*Repository, error) {
 
 // ReadTrust reads trust.yaml and applies the rotations beside it, in their order.
 func ReadTrust(fsys fs.FS) (*dsse.Root, error) {
+	roots, err := readRoots(fsys)
+	if err != nil {
+		return nil, err
+	}
+	return roots[len(roots)-1], nil
+}
+
+// readRoots returns the trust root of trust.yaml and those that rotations put in its place; the
+// last one is in force.
+func readRoots(fsys fs.FS) ([]*dsse.Root, error) {
 	data, err := readFile(fsys, FileTrust)
 	if err != nil {
 		return nil, fmt.Errorf("%w; make one: chaperonectl plugin trust init", err)
@@ -108,6 +129,7 @@ func ReadTrust(fsys fs.FS) (*dsse.Root, error) {
 	if err != nil {
 		return nil, err
 	}
+	roots := []*dsse.Root{root}
 	for _, file := range rotations {
 		e, err := envelope(fsys, file)
 		if err != nil {
@@ -116,8 +138,9 @@ func ReadTrust(fsys fs.FS) (*dsse.Root, error) {
 		if root, err = root.Rotate(e); err != nil {
 			return nil, fmt.Errorf("%s: %w", file, err)
 		}
+		roots = append(roots, root)
 	}
-	return root, nil
+	return roots, nil
 }
 
 // RotationFile returns the name of the rotation to a version.
@@ -289,10 +312,36 @@ type Issued struct {
 	Object *configs.Object[configs.GrantSpec]
 }
 
-// Issued returns the grant of a plugin that was issued last, nil for a plugin without one. It is
-// signed by the role that signs grants; whether it is in force is for [grantcheck.Check].
+// Issued returns the grant of a plugin that was issued last, nil for a plugin without one, and
+// for one whose grant is signed by keys that were revoked since or left the trust root: no
+// sidecar loads it any more. It is signed by the role that signs grants; whether it is in force
+// is for [grantcheck.Check].
 func (r *Repository) Issued(plugin string) (*Issued, error) {
-	return r.issuedIn(GrantFile(plugin), plugin)
+	issued, err := r.issuedIn(GrantFile(plugin), plugin)
+	if err != nil {
+		if e, rerr := envelope(r.fsys, GrantFile(plugin)); rerr == nil && r.retired(e, plugin).generation > 0 {
+			return nil, nil //nolint:nilnil // the next grant is reviewed as a first one, see [Repository.marks]
+		}
+	}
+	return issued, err
+}
+
+// retired returns the generation of a grant that verifies by an earlier trust root, or with keys
+// that were revoked since, and not by the one in force; the zero value for any other.
+func (r *Repository) retired(e *dsse.Envelope, plugin string) lastIssued {
+	if _, err := r.Root.Verify(e, dsse.KindGrant); err == nil {
+		return lastIssued{}
+	}
+	for _, root := range r.former {
+		doc, err := root.Verify(e, dsse.KindGrant)
+		if err != nil {
+			continue
+		}
+		if of, b, err := grantcheck.BindingOf(doc.Payload); err == nil && of == plugin {
+			return lastIssued{digest: doc.Digest, generation: b.Generation}
+		}
+	}
+	return lastIssued{}
 }
 
 func (r *Repository) issuedIn(file, plugin string) (*Issued, error) {

@@ -1,10 +1,14 @@
 package governance
 
 import (
+	"encoding/base64"
+	"encoding/json"
+	"slices"
 	"strings"
 	"testing"
 
 	"github.com/chaperone-proxy/chaperone/governance/grantcheck"
+	"github.com/chaperone-proxy/chaperone/internal/dsse"
 )
 
 // TestGrantPutBack: somebody who may write files removes the grant in force, or puts an older
@@ -53,6 +57,69 @@ func TestGrantPutBack(t *testing.T) {
 			if text := strings.Join(got, "\n"); (test.want == "") != (text == "") || !strings.Contains(text, test.want) {
 				t.Errorf("%s: %s: problems are %q, want %q", name, dir, text, test.want)
 			}
+		}
+	}
+}
+
+// rotate puts a rotation in force, which change makes of the trust root before.
+func (f *fixture) rotate(change func(spec *dsse.RootSpec), signers ...string) {
+	f.t.Helper()
+	f.spec.Version++
+	f.spec.Roles = slices.Clone(f.spec.Roles)
+	for i := range f.spec.Roles {
+		f.spec.Roles[i].Keys = slices.Clone(f.spec.Roles[i].Keys)
+	}
+	change(&f.spec)
+	root, err := dsse.NewRoot(f.spec)
+	f.check(err)
+	payload, err := json.Marshal(root.Spec())
+	f.check(err)
+	f.sign(RotationFile(f.spec.Version), dsse.KindTrust, payload, signers...)
+}
+
+// TestReleaseKeyRevoked: after the key that signed the grant in force is revoked, or removed
+// from the trust root, the next grant is one that a sidecar loads which had the old one in force.
+func TestReleaseKeyRevoked(t *testing.T) {
+	base := newFixture(t)
+	old := base.issued()
+	base.put(requestDir+"/issued/1.dsse.json", base.files[GrantFile("weather")].Data)
+	for name, change := range map[string]func(f *fixture, release *dsse.RoleSpec){
+		"revoked": func(f *fixture, _ *dsse.RoleSpec) { f.spec.Revoked = []string{f.key("ci@corp").Public().KeyID()} },
+		"removed": func(_ *fixture, release *dsse.RoleSpec) { release.Keys = release.Keys[1:] },
+	} {
+		f := base.clone(t)
+		fresh := dsse.KeySpec{Identity: "rel@corp", Ed25519: base64.StdEncoding.EncodeToString(f.key("rel@corp").Public())}
+		f.rotate(func(spec *dsse.RootSpec) {
+			i := slices.IndexFunc(spec.Roles, func(r dsse.RoleSpec) bool { return r.Name == "release" })
+			spec.Roles[i].Keys = append(spec.Roles[i].Keys, fresh)
+			change(f, &spec.Roles[i])
+		}, "ana@corp")
+		f.keys["ci@corp"] = f.key("rel@corp") // who issues from now on
+		f.now = f.now.Add(2 * grantcheck.MaxAhead)
+		_, e, err := f.evaluate()
+		if err != nil {
+			t.Errorf("%s: the request cannot be evaluated: %v", name, err)
+			continue
+		}
+		if text := strings.Join(e.Findings, "\n"); e.Issued != nil || !strings.Contains(text, "no sidecar loads it any more") {
+			t.Errorf("%s: the grant in force is %v with findings %q, want none and a note", name, e.Issued, text)
+		}
+		f.compose()
+		f.approve("security", "bo@corp", nil)
+		f.approve("compliance", "cy@corp", nil)
+		data, err := f.issue()
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+			continue
+		}
+		bundle, err := grantcheck.ParseBundle(data)
+		f.check(err)
+		r, err := Open(f.files)
+		f.check(err)
+		terms := r.Terms("weather")
+		terms.Seen = grantcheck.HighWater{Generation: 1, Digest: old.Digest} // of a sidecar
+		if v, err := grantcheck.Check(r.Root, bundle, terms, f.now); err != nil || v.Binding.Generation != 2 {
+			t.Errorf("%s: a sidecar refuses the next grant: %v", name, err)
 		}
 	}
 }

@@ -122,11 +122,19 @@ func (r *Repository) observed(e *Evaluation) {
 }
 
 // checklists is stage 3: an item that has failed blocks, and so does one that is missing
-// where a guardrail demands checklists in the band.
+// where a guardrail demands checklists in the band. A statement about a checklist that is
+// not there blocks too: whoever removes a checklist would otherwise remove what failed.
 func (r *Repository) checklists(e *Evaluation) {
 	statements, err := ChecklistStatements(e)
 	if err != nil {
 		e.problem(stageCompliance, Problem{Message: err.Error()})
+	}
+	for i := range statements {
+		of := statements[i].Checklist.Name
+		if !slices.ContainsFunc(r.Checklists, func(c Checklist) bool { return c.Name == of }) {
+			e.problem(stageCompliance, Problem{Message: fmt.Sprintf("evidence %s is about checklist %s, which is not in %s/, so that its items are not judged; put the checklist back, or if it is withdrawn remove the evidence",
+				statements[i].Digest, cell(of), dirChecklists), Role: "policy", People: r.people("policy", nil)})
+		}
 	}
 	demanded := slices.ContainsFunc(e.terms.evidence, func(need configs.EvidenceRequirement) bool {
 		return need.PredicateType == compliance.Type && (need.From == "" || bandRank(e.Band) >= bandRank(string(need.From)))

@@ -222,6 +222,7 @@ func movedInputs(was, is *grantcheck.Binding) []Moved {
 	}{
 		{"evidence", was.EvidenceDigests(), is.EvidenceDigests()},
 		{"exemption", was.ExemptionDigests(), is.ExemptionDigests()},
+		{"checklist", checklistRefs(was.Policy), checklistRefs(is.Policy)},
 	} {
 		for _, digest := range d.was {
 			if !slices.Contains(d.is, digest) {
@@ -232,6 +233,17 @@ func movedInputs(was, is *grantcheck.Binding) []Moved {
 			if !slices.Contains(d.was, digest) {
 				out = append(out, Moved{d.input, "", digest})
 			}
+		}
+	}
+	return out
+}
+
+// checklistRefs returns the names and digests of checklists.
+func checklistRefs(policy []grantcheck.PolicyRef) []string {
+	var out []string
+	for _, p := range policy {
+		if p.Kind == dsse.KindChecklist {
+			out = append(out, p.Name+" "+p.Digest)
 		}
 	}
 	return out

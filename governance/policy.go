@@ -11,7 +11,8 @@ import (
 	"github.com/chaperone-proxy/chaperone/internal/dsse"
 )
 
-// policyOf returns the guardrails of a plugin and the rubric, in the order of their names.
+// policyOf returns the guardrails of a plugin, the rubric and the signed checklists, in the order
+// of their names.
 func (r *Repository) policyOf(plugin string) []grantcheck.PolicyRef {
 	var out []grantcheck.PolicyRef
 	for i := range r.Guardrails {
@@ -21,6 +22,11 @@ func (r *Repository) policyOf(plugin string) []grantcheck.PolicyRef {
 	}
 	if r.Rubric.Digest != "" {
 		out = append(out, r.Rubric.ref())
+	}
+	for i := range r.Checklists {
+		if list := &r.Checklists[i]; list.Signed {
+			out = append(out, grantcheck.PolicyRef{Kind: dsse.KindChecklist, Name: list.Name, Digest: list.Digest})
+		}
 	}
 	slices.SortFunc(out, func(a, b grantcheck.PolicyRef) int {
 		return cmp.Or(cmp.Compare(a.Kind, b.Kind), cmp.Compare(a.Name, b.Name), cmp.Compare(a.Digest, b.Digest))
@@ -81,8 +87,8 @@ func (r *Repository) replaced(were []grantcheck.PolicyRef) []string {
 	return slices.DeleteFunc(out, func(s string) bool { return s == "" })
 }
 
-// newPolicy describes guardrails and the rubric that are not those of the grant in force: one
-// that was removed judges nothing, and a review has to show that.
+// newPolicy describes guardrails, checklists and the rubric that are not those of the grant in
+// force: one that was removed judges nothing, and a review has to show that.
 func (e *Evaluation) newPolicy() []string {
 	if e.Issued == nil {
 		return nil
@@ -93,6 +99,8 @@ func (e *Evaluation) newPolicy() []string {
 		switch {
 		case i < 0:
 			out = append(out, fmt.Sprintf("%s %s, which the grant in force is bound to, is not there any more", was.Kind, was.Name))
+		case e.policy[i].Digest != was.Digest && e.policy[i].Generation == was.Generation:
+			out = append(out, fmt.Sprintf("%s %s: it is %s, and %s in the grant in force", was.Kind, was.Name, e.policy[i].Digest, was.Digest))
 		case e.policy[i].Digest != was.Digest:
 			out = append(out, fmt.Sprintf("%s %s: generation %d, and %d in the grant in force", was.Kind, was.Name, e.policy[i].Generation, was.Generation))
 		}

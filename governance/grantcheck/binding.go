@@ -49,8 +49,8 @@ type Binding struct {
 	Guardrail string `json:"guardrail"`
 	// Rubric is the digest of the RiskRubric that the score was computed with.
 	Rubric string `json:"rubric"`
-	// Policy are the guardrails and the rubric themselves, by which an older one that is put
-	// back is noticed.
+	// Policy are the guardrails, the rubric and the checklists themselves, by which an older one that is put
+	// back, and a checklist that is removed, is noticed.
 	Policy []PolicyRef `json:"policy,omitempty"`
 	// Previous is the digest of the generation before; none in generation 1.
 	Previous string `json:"previous,omitempty"`
@@ -78,15 +78,15 @@ type Ref struct {
 	Digest string `json:"digest"`
 }
 
-// PolicyRef refers to a signed guardrail, or to the rubric, and states how new it is.
+// PolicyRef refers to a signed guardrail, a checklist or the rubric, and states how new it is.
 type PolicyRef struct {
-	// Kind is guardrail or rubric.
+	// Kind is guardrail, checklist or rubric.
 	Kind dsse.Kind `json:"kind"`
 	// Name is the document's metadata.name.
 	Name string `json:"name"`
 	// Digest is the digest of its payload.
 	Digest string `json:"digest"`
-	// Generation is the document's spec.generation; 0 for a guardrail that states none.
+	// Generation is the document's spec.generation; 0 for a guardrail that states none, and for a checklist.
 	Generation int64 `json:"generation,omitempty"`
 }
 
@@ -184,8 +184,9 @@ func (b *Binding) policy() error {
 			guardrails = append(guardrails, p.Digest)
 		case p.Kind == dsse.KindRubric && p.Generation >= 0 && rubric == "":
 			rubric = p.Digest
+		case p.Kind == dsse.KindChecklist: // of the review alone
 		default:
-			return fmt.Errorf("has %s %s of generation %d; guardrails, one rubric and generations from 0 are required", quote(string(p.Kind)), quote(p.Name), p.Generation)
+			return fmt.Errorf("has %s %s of generation %d; guardrails, checklists, one rubric and generations from 0 are required", quote(string(p.Kind)), quote(p.Name), p.Generation)
 		}
 	}
 	if GuardrailDigest(guardrails...) != b.Guardrail || rubric != b.Rubric {

@@ -78,7 +78,7 @@ func (c *cli) pilotCommand() *cobra.Command {
 	f.Var(duration{&p.lasts}, "for", "how long the pilot lasts; with --until-coverage, at most: a `TIME` as in 24h")
 	f.Float64Var(&p.coverage, "until-coverage", 0, "end the pilot when this `SHARE` of accesses is of kinds that were seen, at 95 % confidence, as in 0.99")
 	f.StringVar(&p.load, "load", "", "a load profile `FILE`")
-	f.StringVar(&p.artifact, "artifact", "", "the `FILE` or folder of the artifact (default: CMD)")
+	f.StringVar(&p.artifact, "artifact", "", "the folder of an artifact of kind tree, which has CMD: a `PATH` (default: CMD, for a file)")
 	f.StringVar(&p.cgroup, "cgroup", "", "the cgroup v2 `FOLDER` in which a container runtime starts the plugin, an artifact of kind image")
 	f.StringVar(&p.image, "image", "", "with --cgroup, the `DIGEST` of the image's manifest that runs there, as the runtime states it")
 	f.StringVar(&p.logDir, "log", "", "the `FOLDER` that keeps the audit log (default DIR/pilot)")
@@ -180,7 +180,11 @@ func (p *pilotRun) checkArtifact(q *governance.Request, args []string) error {
 	case p.cgroup != "" || p.image != "":
 		return fmt.Errorf("pilot %s: the artifact is a %s, and --cgroup and --image are for an image; name its program, as in -- bin/%s", q.Dir, want.Kind, q.Plugin)
 	}
-	file := cmp.Or(p.artifact, args[0])
+	program, err := exec.LookPath(args[0]) // as chaperone run finds it
+	if err != nil {
+		return fmt.Errorf("pilot %s: %w", q.Dir, err)
+	}
+	file := cmp.Or(p.artifact, program)
 	got, err := digestOf(want.Kind, file)
 	switch {
 	case err != nil:
@@ -188,26 +192,26 @@ func (p *pilotRun) checkArtifact(q *governance.Request, args []string) error {
 	case got != want.Digest:
 		return fmt.Errorf("pilot %s: %s has digest %s, and the manifest states %s; name the artifact with --artifact", q.Dir, file, got, want.Digest)
 	}
-	if err := checkCommand(want, file, args); err != nil {
+	if err := checkProgram(want, file, program, args); err != nil {
 		return fmt.Errorf("pilot %s: %w", q.Dir, err)
 	}
 	return nil
 }
 
-// checkCommand refuses arguments with which chaperone run does not start the artifact.
-func checkCommand(want grantcheck.Artifact, artifact string, args []string) error {
-	if want.Kind != grantcheck.ArtifactTree || len(want.Command) == 0 {
+// checkProgram refuses a program, and arguments, with which chaperone run does not start the
+// artifact: what it measured would be of something else.
+func checkProgram(want grantcheck.Artifact, artifact, program string, args []string) error {
+	if want.Kind != grantcheck.ArtifactTree {
+		switch got, err := digestOf(want.Kind, program); {
+		case err != nil:
+			return err
+		case got != want.Digest:
+			return fmt.Errorf("CMD is %s with digest %s, and a sidecar starts the artifact itself, %s; name it as CMD, or for a program of an interpreter submit a folder that has both", program, got, want.Digest)
+		}
 		return want.CheckArgs(args, "", "", nil)
 	}
 	var resolved [2]string
-	for i, name := range []string{artifact, args[0]} {
-		if i == 1 {
-			found, err := exec.LookPath(name)
-			if err != nil {
-				return err
-			}
-			name = found
-		}
+	for i, name := range []string{artifact, program} {
 		absolute, err := filepath.Abs(name)
 		if err == nil {
 			resolved[i], err = filepath.EvalSymlinks(absolute)
@@ -215,6 +219,9 @@ func checkCommand(want grantcheck.Artifact, artifact string, args []string) erro
 		if err != nil {
 			return err
 		}
+	}
+	if rel, err := filepath.Rel(resolved[0], resolved[1]); err != nil || !filepath.IsLocal(rel) {
+		return fmt.Errorf("CMD is %s, which is not in the artifact's folder %s, and a sidecar starts a program of it; name one there", resolved[1], resolved[0])
 	}
 	return want.CheckArgs(args, resolved[0], resolved[1], os.DirFS(resolved[0]))
 }

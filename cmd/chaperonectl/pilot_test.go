@@ -18,6 +18,8 @@ import (
 
 	"github.com/chaperone-proxy/chaperone/governance"
 	"github.com/chaperone-proxy/chaperone/governance/evidence"
+	"github.com/chaperone-proxy/chaperone/governance/grantcheck"
+	"github.com/chaperone-proxy/chaperone/governance/manifest"
 	"github.com/chaperone-proxy/chaperone/governance/pilot"
 	"github.com/chaperone-proxy/chaperone/internal/dsse"
 	"github.com/chaperone-proxy/chaperone/internal/testenv"
@@ -117,8 +119,8 @@ func (r *pilotRig) ctlIn(ctx context.Context, status int, args ...string) string
 // are added to the one that it declares.
 func (r *pilotRig) submit(version, permissions string) (dir string) {
 	r.t.Helper()
-	program := testenv.MustGet(os.ReadFile("../../internal/pilotrun/testdata/plugin.py"))(r.t)
-	testenv.Must(r.t, os.WriteFile(r.file("plugin-"+version+".py"), program, 0o644))
+	program := append([]byte("#!"+testenv.SystemPython+"\n"), testenv.MustGet(os.ReadFile("../../internal/pilotrun/testdata/plugin.py"))(r.t)...)
+	testenv.Must(r.t, os.WriteFile(r.file("plugin-"+version+".py"), program, 0o755))
 	dir = "corp/" + governance.RequestDir("reader", version)
 	r.write(dir+"/manifest.yaml", fmt.Sprintf(`apiVersion: chaperone.dev/v1alpha1
 kind: PluginManifest
@@ -148,7 +150,7 @@ func (r *pilotRig) pilot(status int, dir, key string, options ...string) string 
 	program := r.file("plugin-" + version + ".py")
 	args := []string{
 		"plugin", "pilot", r.file(dir), "--config", r.file("sidecar.yaml"), "--for", "5s", "--load", r.file("load.yaml"),
-		"--key", r.file(key + ".key"), "--artifact", program, "--", testenv.SystemPython, program, fmt.Sprint(r.port), r.api.URL(apiHost, "/open"),
+		"--key", r.file(key + ".key"), "--", program, fmt.Sprint(r.port), r.api.URL(apiHost, "/open"),
 	}
 	return r.ctl(status, append(args, options...)...)
 }
@@ -456,4 +458,43 @@ func (r *pilotRig) forged(t *testing.T, dir string) {
 	}
 	r.t = t
 	testenv.Must(t, os.WriteFile(file, good, 0o600))
+}
+
+// TestPilotProgram: a pilot measures the program that a sidecar would start, and no other one
+// under the name of the artifact.
+func TestPilotProgram(t *testing.T) {
+	dir := t.TempDir()
+	write := func(name, text string) string {
+		path := filepath.Join(dir, name)
+		testenv.Must(t, os.MkdirAll(filepath.Dir(path), 0o755))
+		testenv.Must(t, os.WriteFile(path, []byte(text), 0o755))
+		return path
+	}
+	good, other := write("good/weather", "#!/bin/sh\n"), write("other/weather", "#!/bin/sh\nexit\n")
+	tree := write("tree/bin/weather", "#!/bin/sh\n")
+	folder := filepath.Dir(filepath.Dir(tree))
+	file := grantcheck.Artifact{Kind: grantcheck.ArtifactFile, Digest: dsse.Digest([]byte("#!/bin/sh\n"))}
+	of := grantcheck.Artifact{Kind: grantcheck.ArtifactTree, Digest: testenv.MustGet(grantcheck.TreeDigest(os.DirFS(folder)))(t)}
+	t.Chdir(filepath.Dir(good))
+	t.Setenv("PATH", filepath.Dir(other))
+	for name, test := range map[string]struct {
+		artifact grantcheck.Artifact
+		flag     string // --artifact
+		command  string
+		want     string // in the error; "" for none
+	}{
+		"the artifact":                {file, "", good, ""},
+		"another program":             {file, good, other, "a sidecar starts the artifact itself"},
+		"an interpreter":              {file, good, "/bin/sh", "a sidecar starts the artifact itself"},
+		"another one of PATH":         {file, "", "weather", "has digest"},
+		"a program of the folder":     {of, folder, tree, ""},
+		"a program out of the folder": {of, folder, good, "is not in the artifact's folder"},
+	} {
+		q := &governance.Request{Dir: "plugins/weather/1.0.0", Plugin: "weather", Manifest: &manifest.File{}}
+		q.Manifest.Spec.Artifact.Artifact = test.artifact
+		p := pilotRun{artifact: test.flag}
+		if err := p.checkArtifact(q, []string{test.command}); (err == nil) != (test.want == "") || err != nil && !strings.Contains(err.Error(), test.want) {
+			t.Errorf("%s: %v, want %q", name, err, test.want)
+		}
+	}
 }

@@ -91,7 +91,7 @@ func (p *Plugin) checkTrustPlace(cfg *configs.Config) error {
 	account, _ := p.cfg.Confinement().Account()
 	if root := AbsPath(cfg.Sidecar.Trust.Root); p.cfg.Confinement().Kernel() && reachable(root, cfg.Sidecar.Process.Files) {
 		for _, path := range []string{root, filepath.Dir(root)} {
-			if writable(path, account.UID, account.GID) {
+			if writable(path, account.UID, groupsOf(account)...) {
 				return fmt.Errorf("the plugin may change %s, and so decide whose signatures count; give it to root or the sidecar's user, with mode go-w", path)
 			}
 		}
@@ -156,11 +156,15 @@ func (p *Plugin) verifyTree(path string, args []string, bound grantcheck.Artifac
 		return "", err
 	}
 	defer func() { _ = root.Close() }() // opened for reading only
-	err = fs.WalkDir(root.FS(), ".", func(name string, _ fs.DirEntry, err error) error {
-		if err != nil {
-			return err
+	err = fs.WalkDir(root.FS(), ".", func(name string, d fs.DirEntry, err error) error {
+		path := filepath.Join(dir, name)
+		if err == nil {
+			err = p.checkOwnUnchangeable(path)
 		}
-		return p.checkOwnUnchangeable(filepath.Join(dir, name))
+		if info, serr := os.Lstat(path); err == nil && d.IsDir() && (serr != nil || info.Mode()&0o002 != 0) { // sticky: files could still be added
+			err = fmt.Errorf("every user may add files to %s, which is a part of the artifact; give it mode go-w", path)
+		}
+		return err
 	})
 	if err == nil {
 		err = p.checkUnchangeable(dir)
@@ -210,12 +214,12 @@ func (p *Plugin) checkUnchangeable(path string) error {
 
 // checkOwnUnchangeable is checkUnchangeable without the folders above.
 func (p *Plugin) checkOwnUnchangeable(path string) error {
-	uid, gid := os.Geteuid(), os.Getegid()
+	uid, gids := os.Geteuid(), []int{os.Getegid()}
 	if account, ok := p.cfg.Confinement().Account(); ok {
-		uid, gid = account.UID, account.GID
+		uid, gids = account.UID, groupsOf(account)
 	}
-	if writable(path, uid, gid) {
-		return fmt.Errorf("the plugin's user (uid %d) may change %s, so that it is not what was verified; give it to another user, with mode go-w", uid, path)
+	if writable(path, uid, gids...) {
+		return fmt.Errorf("the plugin's user (uid %d) may change %s, so that it is not what was verified; give it to another user, with mode go-w and no access list of it", uid, path)
 	}
 	return nil
 }

@@ -89,11 +89,11 @@ func (p *Plugin) pluginFiles(spec *configs.Sidecar) *sandbox.Files {
 
 // canEditOwnGrant returns a warning when the plugin may change a file with its
 // grants: the file would be read again, and put in force.
-func canEditOwnGrant(cfg *configs.Config, uid, gid int) string {
+func canEditOwnGrant(cfg *configs.Config, uid int, gids ...int) string {
 	cfg = absolute(cfg)
 	for _, f := range cfg.Files {
 		for _, path := range []string{f.Path, filepath.Dir(f.Path)} {
-			if writable(path, uid, gid) && reachable(path, cfg.Sidecar.Process.Files) {
+			if writable(path, uid, gids...) && reachable(path, cfg.Sidecar.Process.Files) {
 				return fmt.Sprintf("the plugin may change %s, and so grant itself anything: give it to another user, or state process.files", path)
 			}
 		}
@@ -101,23 +101,31 @@ func canEditOwnGrant(cfg *configs.Config, uid, gid int) string {
 	return ""
 }
 
-// writable reports whether the mode of a file lets a user write it.
-func writable(path string, uid, gid int) bool {
+// groupsOf returns all groups of a plugin's user.
+func groupsOf(a sandbox.Account) []int { return append([]int{a.GID}, a.Groups...) }
+
+// writable reports whether the mode of a file, or its access control list, lets a user of some
+// groups write it. The sticky bit restricts who may rename and remove in a folder; on a file it
+// means nothing.
+func writable(path string, uid int, gids ...int) bool {
 	info, err := os.Stat(path)
 	if err != nil {
 		return false
 	}
 	owner, ok := info.Sys().(*syscall.Stat_t)
-	switch mode := info.Mode().Perm(); {
-	case !ok:
+	if !ok {
 		return false
+	}
+	mode, member := info.Mode().Perm(), slices.Contains(gids, int(owner.Gid))
+	switch {
 	case int(owner.Uid) == uid:
 		return true // an owner can change the mode
-	case int(owner.Gid) == gid:
-		return mode&0o020 != 0
-	default:
-		return mode&0o002 != 0 && info.Mode()&os.ModeSticky == 0
+	case mode&0o020 != 0 && (member || hasAccessList(path)): // with a list the bits are the most that any entry of it allows (acl(5))
+		return true
+	case member:
+		return false
 	}
+	return mode&0o002 != 0 && (!info.IsDir() || info.Mode()&os.ModeSticky == 0)
 }
 
 // reachable reports whether the files that a plugin may write hold a path; nil

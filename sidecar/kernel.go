@@ -43,8 +43,8 @@ func (s *Sidecar) grantWarning() string {
 	if !s.confinement.Kernel() || s.cfg.Cgroup != "" {
 		return ""
 	}
-	info := s.confinement.Info()
-	return canEditOwnGrant(s.policy.config.Load(), info.UID, info.GID)
+	account, _ := s.confinement.Account()
+	return canEditOwnGrant(s.policy.config.Load(), account.UID, groupsOf(account)...)
 }
 
 // sampleOf is a reading of the kernel's counters as the ledger takes it.

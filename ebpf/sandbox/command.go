@@ -69,6 +69,8 @@ type Account struct {
 	// GID is the primary group. That of a dynamic user has its number, and no
 	// other member.
 	GID int
+	// Groups are the supplementary groups.
+	Groups []int
 	// Name is the login name: that of the user database, or one made from the
 	// plugin's name.
 	Name string

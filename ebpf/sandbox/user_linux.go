@@ -349,7 +349,7 @@ const noHome = "/"
 // Account fills in what the user database lacks, for the environment of a
 // plugin. In a view every user has a home and a runtime directory.
 func (a *User) Account(plugin string, view bool) Account {
-	out := Account{UID: a.UID, GID: a.GID, Name: cmp.Or(a.name, loginName(plugin)), Home: noHome, Shell: cmp.Or(a.shell, "/bin/sh"), SameUser: a.Same}
+	out := Account{UID: a.UID, GID: a.GID, Groups: a.groups, Name: cmp.Or(a.name, loginName(plugin)), Home: noHome, Shell: cmp.Or(a.shell, "/bin/sh"), SameUser: a.Same}
 	if info, err := os.Stat(a.home); a.home != "" && err == nil && info.IsDir() {
 		out.Home = a.home
 	}

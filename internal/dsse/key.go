@@ -1,15 +1,18 @@
 package dsse
 
 import (
+	"bytes"
 	"context"
 	"crypto/ed25519"
 	"crypto/rand"
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/base64"
+	"encoding/hex"
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"slices"
 )
 
 // Signer makes signatures with one key. A key in a file is a [PrivateKey]; a key that
@@ -33,6 +36,27 @@ func (k PublicKey) KeyID() string {
 	}
 	sum := sha256.Sum256(der)
 	return "SHA256:" + base64.RawStdEncoding.EncodeToString(sum[:])
+}
+
+// weak reports whether k is one of the points of small order, for which everybody can make
+// signatures that verify, or is not in canonical form, so that one key could have two ids
+// (RFC 8032, sections 5.1.2 and 5.1.3). The sign of the other coordinate does not matter.
+func (k PublicKey) weak() bool {
+	y := slices.Clone(k) // little-endian
+	y[len(y)-1] &= 0x7f
+	switch hex.EncodeToString(y) {
+	case "26e8958fc2b227b045c3f489f2ef98f0d5dfac05d3c63339b13802886d53fc05", // of order 8
+		"c7176a703d4dd84fba3c0b760d10670f2a2053fa2c39ccc64ec7fd7792ac037a":
+		return true
+	}
+	middle := y[1 : len(y)-1]
+	switch {
+	case bytes.Count(middle, middle[:1]) != len(middle): // not all alike
+		return false
+	case y[1] == 0 && y[len(y)-1] == 0:
+		return y[0] <= 1 // of order 4, and the neutral one
+	}
+	return y[1] == 0xff && y[len(y)-1] == 0x7f && y[0] >= 0xec // p-1, of order 2, and above
 }
 
 // PrivateKey is an ed25519 key in memory.

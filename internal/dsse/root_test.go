@@ -1,7 +1,9 @@
 package dsse
 
 import (
+	"crypto/ed25519"
 	"encoding/base64"
+	"encoding/hex"
 	"encoding/json"
 	"slices"
 	"strings"
@@ -217,6 +219,42 @@ func BenchmarkVerify(b *testing.B) {
 		}
 		if _, err := root.Verify(parsed, KindGrant); err != nil {
 			b.Fatal(err)
+		}
+	}
+}
+
+// TestWeakKeys: a key of small order, for which everybody can sign, and one that is not in
+// canonical form is no key of a trust root.
+func TestWeakKeys(t *testing.T) {
+	p := newPeople(t)
+	zeros, ones := strings.Repeat("00", 30), strings.Repeat("ff", 30)
+	for name, text := range map[string]string{
+		"neutral": "01" + zeros + "00", "neutral, negative": "01" + zeros + "80", "order 2": "ec" + ones + "7f", "order 2, negative": "ec" + ones + "ff",
+		"order 4": "00" + zeros + "00", "order 4, negative": "00" + zeros + "80",
+		"order 8":           "26e8958fc2b227b045c3f489f2ef98f0d5dfac05d3c63339b13802886d53fc05",
+		"order 8, negative": "26e8958fc2b227b045c3f489f2ef98f0d5dfac05d3c63339b13802886d53fc85",
+		"order 8, other":    "c7176a703d4dd84fba3c0b760d10670f2a2053fa2c39ccc64ec7fd7792ac03fa",
+		"not canonical 0":   "ed" + ones + "7f", "not canonical 1": "ee" + ones + "ff", "not canonical 18": "ff" + ones + "7f",
+	} {
+		public, err := hex.DecodeString(text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		spec := p.spec()
+		spec.Roles[0].Keys[0].Ed25519 = base64.StdEncoding.EncodeToString(public)
+		if _, err := NewRoot(spec); err == nil || !strings.Contains(err.Error(), "no key of one person") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	// A signature for the neutral key that holds for every document.
+	public, sig := make([]byte, ed25519.PublicKeySize), make([]byte, ed25519.SignatureSize)
+	public[0], sig[0] = 1, 1
+	if !ed25519.Verify(public, []byte("any"), sig) {
+		t.Error("the neutral key is not weak here; the check is not needed any more")
+	}
+	for range 100 {
+		if newKey(t).Public().weak() {
+			t.Error("a key that was made is weak")
 		}
 	}
 }

@@ -108,9 +108,10 @@ func (e *Evaluation) approvable(d Ruling) error {
 	return nil
 }
 
-// ShortDigest is how many hexadecimal digits of a digest a person states at least. Another
-// grant with the same 12 would take 2^48 attempts.
-const ShortDigest = 12
+// ShortDigest is how many hexadecimal digits of a digest a person states at least. An author
+// who makes both can look for a harmless and a harmful grant with the same digits, as by the
+// nanoseconds of their times: for 12 digits that takes 2^24 attempts of each, for 32 digits 2^64.
+const ShortDigest = 32
 
 // IsShortOf reports whether short is a digest, or begins it.
 func IsShortOf(digest, short string) bool {

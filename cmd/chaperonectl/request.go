@@ -137,7 +137,7 @@ func (c *cli) decideCommand(decision grantcheck.Decision, short, long string) *c
 		cmd.Flags().StringVar(&f.keep, "keep", "", "keep this unused `PERMISSION` in a renewal; the comment is the reason")
 	}
 	if decision == grantcheck.DecisionApprove {
-		cmd.Flags().StringVar(&f.grant, "grant", "", "the `DIGEST` of the grant that you reviewed, as the packet states it, or its first 12 digits (asked for at a terminal)")
+		cmd.Flags().StringVar(&f.grant, "grant", "", "the `DIGEST` of the grant that you reviewed, as the packet states it, or its first 32 digits (asked for at a terminal)")
 		cmd.Flags().Var(duration{&f.expires}, "expires", "end the approval, and so the grant, after this `DURATION`, as in 30d")
 	}
 	return c.repoFlag(cmd)
@@ -158,7 +158,7 @@ func (c *cli) decide(ctx context.Context, r *repo, e *governance.Evaluation, dec
 		ruling.Expires = c.now().Add(time.Duration(f.expires))
 	}
 	if decision == grantcheck.DecisionApprove && f.grant == "" && e.Draft != "" && isTerminal(c.stdin) {
-		if ruling.Digest, err = c.askGrant(e.Draft); err != nil {
+		if ruling.Digest, err = c.askGrant(); err != nil {
 			return err
 		}
 	}
@@ -188,9 +188,8 @@ func isTerminal(in io.Reader) bool {
 }
 
 // askGrant asks for the digest that a reviewer has read in the packet.
-func (c *cli) askGrant(draft string) (string, error) {
-	command.Say(c.stderr, "the grant in the folder is %s", draft)
-	fmt.Fprintf(c.stderr, "its first %d digits, if it is the one in the packet that you read: ", governance.ShortDigest)
+func (c *cli) askGrant() (string, error) {
+	fmt.Fprintf(c.stderr, "the digest in the packet that you read, or its first %d digits: ", governance.ShortDigest)
 	const longest = 128
 	line, err := bufio.NewReader(io.LimitReader(c.stdin, longest)).ReadString('\n')
 	if answer := strings.TrimSpace(line); answer != "" {

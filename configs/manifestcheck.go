@@ -1,6 +1,7 @@
 package configs
 
 import (
+	"fmt"
 	"net/url"
 	"path"
 	"slices"
@@ -11,10 +12,24 @@ import (
 	"github.com/chaperone-proxy/chaperone/governance/grantcheck"
 )
 
+// ManifestFaults returns what is wrong in the fields of a manifest beside its permissions, which
+// are judged as the rules of a grant. The errors have no places.
+func ManifestFaults(name string, m *PluginManifest) (out Errors) {
+	m.validateFields(name, func(path, format string, args ...any) {
+		out = append(out, Error{Field: path, Message: fmt.Sprintf(format, args...)})
+	})
+	return out
+}
+
 // validate reports what is wrong in a manifest by itself. The permissions are judged as
 // rules of a grant. chaperone plugin check judges it besides by guardrails, and reports the
 // same as findings.
 func (m *PluginManifest) validate(s *source, report reporter) {
+	m.validateFields(s.manifest.Metadata.Name, report)
+	m.validatePermissions(s, report)
+}
+
+func (m *PluginManifest) validateFields(plugin string, report reporter) {
 	if !matches(versionForm, m.Version) && m.Version != "" {
 		report("spec.version", "%q is not a semantic version; write three numbers, as in 2.4.1", clip(m.Version))
 	}
@@ -38,12 +53,11 @@ func (m *PluginManifest) validate(s *source, report reporter) {
 		}
 	}
 	for name, versions := range m.Requires {
-		if !authz.IsName(name) || name == s.manifest.Metadata.Name {
+		if !authz.IsName(name) || name == plugin {
 			report("spec.requires."+name, "%q is not the name of another plugin", clip(name))
 		}
 		line(report, "spec.requires."+name, versions)
 	}
-	m.validatePermissions(s, report)
 }
 
 // below reports whether a path is of a file below the folder that it is relative to.
@@ -87,6 +101,7 @@ func (s *Support) validate(report reporter) {
 	if !s.EndOfSupport.IsZero() && s.DeprecatedAfter.After(s.EndOfSupport) {
 		report("spec.support.deprecatedAfter", "%s is after the end of support, %s", s.DeprecatedAfter.UTC().Format(time.RFC3339), s.EndOfSupport.UTC().Format(time.RFC3339))
 	}
+	optionalLine(report, "spec.support.migration", s.Migration)
 	if s.Migration != "" && !httpsURL(s.Migration) && !below(s.Migration) {
 		report("spec.support.migration", "%q is neither an https URL nor a path below the manifest's folder", clip(s.Migration))
 	}
@@ -110,6 +125,7 @@ func (m *PluginManifest) validateCredentials(report reporter) {
 		if p.Credential != "" && !names[p.Credential] {
 			report(at("spec.permissions", i)+".credential", "%q is not one of the manifest's credentials; list it under spec.credentials", clip(p.Credential))
 		}
+		optionalLine(report, at("spec.permissions", i)+".reason", strings.NewReplacer("\n", " ", "\t", " ").Replace(p.Reason))
 		if p.Mode != "" || !p.ObserveUntil.IsZero() {
 			report(at("spec.permissions", i)+".mode", "is not for a manifest to ask; remove it: a pilot observes")
 		}

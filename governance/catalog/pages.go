@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/chaperone-proxy/chaperone/authz"
+	"github.com/chaperone-proxy/chaperone/internal/printable"
 )
 
 //go:embed pages
@@ -29,7 +30,7 @@ func (c *Catalog) Files() (map[string][]byte, error) {
 	out := map[string][]byte{}
 	render := func(name, page string, data any) error {
 		var b bytes.Buffer
-		err := t.ExecuteTemplate(&b, page, data)
+		err := t.ExecuteTemplate(printable.NewWriter(&b), page, data)
 		out[name] = b.Bytes()
 		return err
 	}
@@ -47,11 +48,13 @@ func (c *Catalog) Files() (map[string][]byte, error) {
 	if out["style.css"], err = pages.ReadFile("pages/style.css"); err != nil {
 		return nil, fmt.Errorf("render catalogue: %w", err)
 	}
-	data, err := json.MarshalIndent(c, "", "  ")
-	if err != nil {
+	var list bytes.Buffer
+	encoder := json.NewEncoder(printable.NewWriter(&list)) // JSON leaves C1 controls and bidirectional overrides as they are
+	encoder.SetIndent("", "  ")
+	if err := encoder.Encode(c); err != nil {
 		return nil, fmt.Errorf("render catalogue: %w", err)
 	}
-	out["catalog.json"] = append(data, '\n')
+	out["catalog.json"] = list.Bytes()
 	return out, nil
 }
 

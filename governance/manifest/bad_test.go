@@ -147,6 +147,15 @@ func badText() (out []replacement) {
 	each(`apiVersions: ">=1.4.0 <2.0.0"`, "apiVersions: newest", `apiVersions: ">=1.4.0 <<2.0.0"`)
 	each("vendor: acme.example", "vendor: TODO", "vendor: evil.example")
 	each("purpose: Copies order status into the CRM", "purpose: TODO", `purpose: ""`, "purpose: todo.")
+	for _, hidden := range []string{"\\u202e", "\\u2066", "\\u200b", "\\u009b31m", "\\u001b[2J", "\\u0085", "\\u2028", "\\0"} {
+		each("purpose: Copies order status into the CRM", `purpose: "Copies `+hidden+`status"`)
+		each("reason: Writes the timeline entry", `reason: "Writes `+hidden+`entry"`)
+		each("vendor: acme.example", `vendor: "acme`+hidden+`.example"`)
+		each("purpose: Writes as the service user", `purpose: "as `+hidden+`user"`)
+		each("contact: sec@acme.example", `contact: "sec`+hidden+`@acme.example"`, `contact: sec@acme.example, migration: "a`+hidden+`b"`)
+	}
+	each("email: oncall@acme.example", "email: oncall", `email: "a@b\ncc: c@d"`, `webhook: "http://hooks.acme.example/"`, `webhook: "https://user:secret@hooks.acme.example/"`, `webhook: "javascript:alert(1)"`, "email: ''")
+	each("pkg:oci/crm-sync@2.4.1", "crm-sync", "pkg:oci")
 	each("id: write-crm", "id: read-orders", "id: Write", "id: a/b", `id: ""`)
 	each("endOfSupport: 2028-06-30T00:00:00Z", "endOfSupport: 2020-01-01T00:00:00Z", "endOfSupport: tomorrow", "endOfSupport: 2028-06-30")
 	each("optional: true", "optional: yes", "optional: 1", "mode: observe", "mode: enforce\n    observeUntil: 2027-01-01T00:00:00Z", "mode: off", "upgrades: [connect-udp]", "encodedSlash: maybe", "timeout: fast", "notAfter: never", "databases: [shop]", "commands: [get]", "keys: ['*']", "opaque: allow", "statements: {verbs: [select]}")

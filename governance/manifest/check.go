@@ -69,6 +69,7 @@ func Check(ctx context.Context, in Input) Result {
 	c.controls()
 	c.rules(ctx)
 	c.previous(ctx)
+	c.faults()
 	c.out.sort()
 	return c.out
 }
@@ -77,6 +78,21 @@ type checker struct {
 	in  Input
 	m   *configs.PluginManifest
 	out Result
+}
+
+// faults adds what chaperone check reports of the file, and the other checks do not: texts with
+// characters that are not visible, contacts, addresses.
+func (c *checker) faults() {
+	known := func(field string) bool {
+		return slices.ContainsFunc(c.out.Findings, func(f Finding) bool {
+			return f.Level == LevelError && f.Field != "" && (strings.HasPrefix(f.Field, field) || strings.HasPrefix(field, f.Field))
+		})
+	}
+	for _, fault := range configs.ManifestFaults(c.in.File.Plugin, c.m) {
+		if !known(fault.Field) {
+			c.add(checkSchema, LevelError, fault.Field, "", "%s", fault.Message)
+		}
+	}
 }
 
 // add adds a finding of a field.

@@ -84,7 +84,7 @@ func ChecklistStatements(e *Evaluation) ([]compliance.Signed, error) {
 			return nil, fmt.Errorf("evidence %s is of %s %s; check this version", item.Digest, s.Plugin, s.Version)
 		}
 		by := slices.DeleteFunc(slices.Clone(item.Signed), func(s dsse.Signed) bool { return slices.Contains(e.Request.Authors, s.Identity) })
-		if len(by) > 0 {
+		if item.Independent(e.Request.Authors) {
 			out = append(out, compliance.Signed{Statement: *s, Digest: item.Digest, By: by})
 		}
 	}

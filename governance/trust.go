@@ -70,9 +70,12 @@ func NewTrust(name string, holders []Holder, thresholds map[string]int) (spec co
 			}
 		}
 	}
-	for role := range thresholds {
-		if !known[role] {
+	for role, n := range thresholds {
+		switch {
+		case !known[role]:
 			return spec, nil, fmt.Errorf("make trust root: threshold of %q: it is not a role of a new trust root; write one of %s", role, roleNames())
+		case n > 1 && role != dsse.RoleRoot && role != "policy":
+			return spec, nil, fmt.Errorf("make trust root: threshold %d of role %s: each document of this role is signed by one person, so that none would ever count; people of roles root and policy sign together, and how many have to approve is stated by min in the approvals of a guardrail", n, role)
 		}
 	}
 	if _, err := dsse.NewRoot(spec.Root(name)); err != nil {

@@ -57,7 +57,7 @@ func (c *cli) trustInitCommand() *cobra.Command {
 	flags := cmd.Flags()
 	flags.StringVar(&f.name, "name", "corp", "the `NAME` of the trust root")
 	flags.StringArrayVar(&f.signers, "signer", nil, "`ROLE,ROLE...=IDENTITY=PUBLIC`: a key and its roles; repeatable")
-	flags.StringArrayVar(&f.thresholds, "threshold", nil, "`ROLE=N`: how many people of a role sign together (default 1); repeatable")
+	flags.StringArrayVar(&f.thresholds, "threshold", nil, "`ROLE=N`: how many people of role root or policy sign together (default 1); repeatable")
 	flags.StringVar(&f.onePerson, "one-person", "", "for a lab: give every role to this `IDENTITY`, whose key is --key")
 	keyFlag(cmd, &f.key)
 	return cmd

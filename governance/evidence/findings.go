@@ -25,6 +25,8 @@ type VEX struct {
 	Signed   []dsse.Signed
 	Evidence string    // digest
 	At       time.Time // of the statement, or of the evidence
+
+	need map[string]int // as that of [Item]
 }
 
 // Findings returns the findings of all items of [TypeFindings], each id once with the worst
@@ -117,7 +119,7 @@ func Statements(items []Item) ([]VEX, error) {
 			if !slices.Contains([]Status{NotAffected, Affected, Fixed, UnderInvestigation}, s.Status) || s.Vulnerability == "" {
 				return nil, fmt.Errorf("evidence %s: a statement has no vulnerability, or the status %s", item.Digest, quote(string(s.Status)))
 			}
-			out = append(out, VEX{s, item.Signed, item.Digest, at})
+			out = append(out, VEX{s, item.Signed, item.Digest, at, item.need})
 		}
 		if len(out) > maxStatements {
 			return nil, fmt.Errorf("the evidence has more than %d VEX statements", maxStatements)
@@ -200,7 +202,7 @@ func (f *Finding) Judge(vex []VEX, t Target) Judgement {
 		if !v.applies(f, t) {
 			continue
 		}
-		item := Item{Signed: v.Signed}
+		item := Item{Signed: v.Signed, need: v.need}
 		s := item.SignedAs(RoleSecurity, t.Authors)
 		if best == nil || s && !secure || s == secure && v.over(best) {
 			best, secure = v, s

@@ -38,7 +38,8 @@ type Item struct {
 	Signed    []dsse.Signed
 	Predicate json.RawMessage
 
-	stated   time.Time // by the source; zero if it states none
+	stated   time.Time      // by the source; zero if it states none
+	need     map[string]int // the thresholds of the roles of Signed; 1 for one that is not there
 	findings *FindingsPredicate
 }
 
@@ -89,6 +90,10 @@ func Read(root *dsse.Root, env *dsse.Envelope) (Item, error) {
 				item.Signed = append(item.Signed, s)
 			}
 		}
+		if item.need == nil {
+			item.need = map[string]int{}
+		}
+		item.need[role.Name] = root.Threshold(role.Name)
 	}
 	switch {
 	case len(roles) == 0:
@@ -266,16 +271,22 @@ func (i *Item) About(t Target) error {
 	return nil
 }
 
-// SignedAs reports whether an identity that is not an author signed in a role.
+// SignedAs reports whether identities that are not authors signed in a role, as many as the role
+// needs.
 func (i *Item) SignedAs(role string, authors []string) bool {
-	return slices.ContainsFunc(i.Signed, func(s dsse.Signed) bool {
-		return s.Role == role && !slices.Contains(authors, s.Identity)
-	})
+	var others []string
+	for _, s := range i.Signed {
+		if s.Role == role && !slices.Contains(authors, s.Identity) && !slices.Contains(others, s.Identity) {
+			others = append(others, s.Identity)
+		}
+	}
+	return len(others) >= max(i.need[role], 1)
 }
 
-// Independent reports whether an identity that is not an author signed.
+// Independent reports whether identities that are not authors signed in some role, as many as it
+// needs.
 func (i *Item) Independent(authors []string) bool {
-	return slices.ContainsFunc(i.Signed, func(s dsse.Signed) bool { return !slices.Contains(authors, s.Identity) })
+	return slices.ContainsFunc(i.Signed, func(s dsse.Signed) bool { return i.SignedAs(s.Role, authors) })
 }
 
 // fresh returns a [*StaleError] for evidence past its end or its maximal age.

@@ -432,3 +432,26 @@ func TestFailedTests(t *testing.T) {
 		t.Error("a result that contradicts its counts is good")
 	}
 }
+
+// TestThresholdWithoutAuthors: where two of a role sign together, an author is not one of them.
+func TestThresholdWithoutAuthors(t *testing.T) {
+	item := func(identities ...string) Item {
+		i := Item{need: map[string]int{RoleSecurity: 2}}
+		for _, identity := range identities {
+			i.Signed = append(i.Signed, dsse.Signed{Role: RoleSecurity, Identity: identity})
+		}
+		return i
+	}
+	for _, test := range []struct {
+		item Item
+		want bool
+	}{{item("ana", "bo"), true}, {item("ana", "dev"), false}, {item("ana", "dev", "bo"), true}, {item("ana", "ana"), false}} {
+		if as, independent := test.item.SignedAs(RoleSecurity, []string{"dev"}), test.item.Independent([]string{"dev"}); as != test.want || independent != test.want {
+			t.Errorf("%v: as the role %t, independent %t, want %t", test.item.Signed, as, independent, test.want)
+		}
+		v := VEX{Statement: Statement{Vulnerability: "CVE-1", Status: Fixed}, Signed: test.item.Signed, need: test.item.need}
+		if got := (&Finding{ID: "F-1", Vulnerability: "CVE-1"}).Judge([]VEX{v}, Target{Authors: []string{"dev"}}).Cleared(); got != test.want {
+			t.Errorf("%v: VEX clears a finding: %t, want %t", test.item.Signed, got, test.want)
+		}
+	}
+}

@@ -61,11 +61,15 @@ func (t *tallier) read(e *dsse.Envelope) (*Approval, error) {
 	if err := dsse.Decode(doc.Payload, &a); err != nil {
 		return nil, fmt.Errorf("read approval: %w", err)
 	}
+	signed := doc.Identities(a.Role)
+	if a.Decision == DecisionApprove && !slices.Contains(t.r.Authors, a.Identity) { // an author does not help another to approve either
+		signed = slices.DeleteFunc(signed, func(identity string) bool { return slices.Contains(t.r.Authors, identity) })
+	}
 	switch {
 	case !slices.ContainsFunc(doc.Signed, func(s dsse.Signed) bool { return s.Role == a.Role && s.Identity == a.Identity }):
 		return nil, fmt.Errorf("it states identity %s in role %s, and no key of these signed it", quote(a.Identity), quote(a.Role))
-	case len(doc.Identities(a.Role)) < t.root.Threshold(a.Role):
-		return nil, fmt.Errorf("it is signed by %d of %d of role %s", len(doc.Identities(a.Role)), t.root.Threshold(a.Role), a.Role)
+	case len(signed) < t.root.Threshold(a.Role):
+		return nil, fmt.Errorf("it is signed by %d of %d of role %s who are no authors", len(signed), t.root.Threshold(a.Role), a.Role)
 	case a.IssuedAt.IsZero():
 		return nil, errors.New("it has no issuedAt")
 	}

@@ -80,6 +80,29 @@ func ParseDocument(file string, data []byte) (Document, error) {
 	return Document{signed, payload}, err
 }
 
+// Describe names a document that is signed, as in PluginGuardrail company generation 3, for the
+// person who signs it: a file may hold another document than its name states.
+func Describe(e *dsse.Envelope) string {
+	var doc struct {
+		Kind     configs.Kind     `json:"kind"`
+		Metadata configs.Metadata `json:"metadata"`
+		Spec     struct {
+			Generation int64 `json:"generation"`
+		} `json:"spec"`
+		Name    string `json:"name"` // of a trust root
+		Version int64  `json:"version"`
+	}
+	switch err := json.Unmarshal(e.Unverified, &doc); {
+	case err != nil:
+		return "a document that cannot be read"
+	case e.PayloadType == dsse.KindTrust.PayloadType():
+		return fmt.Sprintf("trust root %s version %d", doc.Name, doc.Version)
+	case doc.Spec.Generation > 0:
+		return fmt.Sprintf("%s %s generation %d", doc.Kind, doc.Metadata.Name, doc.Spec.Generation)
+	}
+	return fmt.Sprintf("%s %s", doc.Kind, doc.Metadata.Name)
+}
+
 // CheckPayload reads the payload of an envelope as strictly as [ParseDocument], and refuses
 // one that is not in canonical form: two people who sign have then read the same.
 func CheckPayload(file string, e *dsse.Envelope) error {

@@ -148,7 +148,7 @@ func (c *cli) putSigned(from, out string, e *dsse.Envelope, key dsse.Signer) err
 		if err := r.write(pending, e.Marshal()); err != nil {
 			return err
 		}
-		c.say("%s: signed by %s, and not in force yet: %v", pending, identity, err)
+		c.say("%s: %s, signed by %s, %s, and not in force yet: %v", pending, governance.Describe(e), identity, e.Digest(), err)
 		return nil
 	}
 	if was, err := governance.ReadEnvelope(r.files(), rel); err == nil {
@@ -162,7 +162,7 @@ func (c *cli) putSigned(from, out string, e *dsse.Envelope, key dsse.Signer) err
 	if err := os.Remove(filepath.Join(r.dir, filepath.FromSlash(pending))); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("remove %s: %w", pending, err)
 	}
-	c.say("%s: signed by %s, %s", rel, identity, e.Digest())
+	c.say("%s: %s, signed by %s, %s", rel, governance.Describe(e), identity, e.Digest())
 	return c.warnUnheld(root, rel, e)
 }
 

@@ -23,7 +23,11 @@ type grantTimes struct {
 // PluginGrant in canonical JSON. The grant begins now and lasts as long as the guardrails
 // allow in its band, or less: for, if it is not 0.
 func (r *Repository) Compose(e *Evaluation, lifetime time.Duration, now time.Time) ([]byte, error) {
-	return r.composeWithout(e, r.leftOut(e), lifetime, now)
+	left, err := r.leftOut(e)
+	if err != nil {
+		return nil, err
+	}
+	return r.composeWithout(e, left, lifetime, now)
 }
 
 // composeWithout is Compose without some permissions.
@@ -144,7 +148,11 @@ func (r *Repository) checkDraft(e *Evaluation) error {
 		return fmt.Errorf("%s has no spec.binding; compose it again: chaperonectl plugin review", FileDraft)
 	}
 	t := grantTimes{object.Spec.NotBefore, object.Spec.NotAfter, was.RenewBefore}
-	dropped := union(e.droppedFrom(object.Spec.Rules), r.leftOut(e))
+	left, err := r.leftOut(e)
+	if err != nil {
+		return err
+	}
+	dropped := union(e.droppedFrom(object.Spec.Rules), left)
 	again, err := r.compose(e, t, dropped)
 	if err != nil {
 		return err

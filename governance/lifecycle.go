@@ -93,19 +93,26 @@ func (r *Repository) Renew(e *Evaluation, unused []string, lifetime time.Duratio
 			e.Dropped = append(e.Dropped, id)
 		}
 	}
-	e.Dropped = union(e.Dropped, r.leftOut(e))
+	left, err := r.leftOut(e)
+	if err != nil {
+		return nil, err
+	}
+	e.Dropped = union(e.Dropped, left)
 	return r.composeWithout(e, e.Dropped, lifetime, now)
 }
 
 // leftOut returns the permissions that the last grant of this manifest lacks, because a
 // renewal left them out. Neither a renewal, nor composing the grant again, nor a rollback
-// brings them back.
-func (r *Repository) leftOut(e *Evaluation) []string {
+// brings them back, and neither does a copy that cannot be read.
+func (r *Repository) leftOut(e *Evaluation) ([]string, error) {
 	last := e.Issued
 	if e.previous == nil || e.previous.Dir != e.Request.Dir {
 		var err error
-		if last, err = r.WasIssued(e.Request); err != nil {
-			return nil // a first grant has everything that was submitted
+		switch last, err = r.WasIssued(e.Request); {
+		case errors.Is(err, errNeverIssued):
+			return nil, nil // a first grant has everything that was submitted
+		case err != nil:
+			return nil, fmt.Errorf("what renewals of %s left out is not known: %w; put the copy back, or remove the file if it is none", e.Request.Dir, err)
 		}
 	}
 	var out []string
@@ -114,7 +121,7 @@ func (r *Repository) leftOut(e *Evaluation) []string {
 			out = append(out, id)
 		}
 	}
-	return out
+	return out, nil
 }
 
 // union returns the elements of both lists, those of the first one first.
@@ -335,6 +342,9 @@ func (r *Repository) Generations(e *Evaluation) ([]Generation, error) {
 	return out, nil
 }
 
+// errNeverIssued is of a request without a grant that was issued before.
+var errNeverIssued = errors.New("was never issued with this manifest; there is no grant to return to")
+
 // WasIssued reports whether the request's folder has a grant that was issued before: what a
 // rollback may return to. Its signature is verified, and that it is of this manifest.
 func (r *Repository) WasIssued(q *Request) (*Issued, error) {
@@ -346,6 +356,9 @@ func (r *Repository) WasIssued(q *Request) (*Issued, error) {
 	for _, file := range files {
 		issued, err := r.issuedIn(file.path, q.Plugin)
 		if err != nil {
+			if e, rerr := file.envelope(r.fsys); rerr == nil && r.retired(e, q.Plugin).generation > 0 {
+				continue // as if there was none, see [Repository.Issued]
+			}
 			return nil, err
 		}
 		if issued == nil || issued.Object.Spec.Binding.Manifest != q.ManifestDigest {
@@ -356,7 +369,7 @@ func (r *Repository) WasIssued(q *Request) (*Issued, error) {
 		}
 	}
 	if newest == nil {
-		return nil, fmt.Errorf("%s was never issued with this manifest; there is no grant to return to", q.Dir)
+		return nil, fmt.Errorf("%s %w", q.Dir, errNeverIssued)
 	}
 	return newest, nil
 }

@@ -94,7 +94,7 @@ func TestReleaseKeyRevoked(t *testing.T) {
 			spec.Roles[i].Keys = append(spec.Roles[i].Keys, fresh)
 			change(f, &spec.Roles[i])
 		}, "ana@corp")
-		f.keys["ci@corp"] = f.key("rel@corp") // who issues from now on
+		f.keys["ci@corp"] = f.key("rel@corp")
 		f.now = f.now.Add(2 * grantcheck.MaxAhead)
 		_, e, err := f.evaluate()
 		if err != nil {

@@ -119,6 +119,27 @@ func TestRenew(t *testing.T) {
 	if payload, err = r.Renew(e, nil, 0, f.now); err != nil || strings.Contains(string(payload), "alerts.weather.example") {
 		t.Errorf("the next renewal is %s, %v", payload, err)
 	}
+
+	// Nor does it after another version was issued, and a copy of the grant was spoiled.
+	f.put(requestDir+"/issued/2.dsse.json", f.files[GrantFile("weather")].Data)
+	other := f.clone(t)
+	delete(other.files, GrantFile("weather")) // so that the request is not the one of the grant in force
+	for name, test := range map[string]struct {
+		spoil func(f *fixture)
+		want  string
+	}{
+		"as it was": {func(*fixture) {}, ""},
+		"spoiled":   {func(f *fixture) { f.put(requestDir+"/issued/9.dsse.json", []byte("{}")) }, "is not known"},
+	} {
+		f := other.clone(t)
+		test.spoil(f)
+		r, e, err := f.evaluate()
+		f.check(err)
+		left, err := r.leftOut(e)
+		if test.want == "" && (err != nil || !slices.Equal(left, []string{"alerts"})) || test.want != "" && (err == nil || !strings.Contains(err.Error(), test.want)) {
+			t.Errorf("%s: left out are %q, %v", name, left, err)
+		}
+	}
 }
 
 // TestAuthorities: a grant is bound to the content of each caFile, which is beside the manifest.

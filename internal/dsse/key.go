@@ -1,18 +1,16 @@
 package dsse
 
 import (
-	"bytes"
 	"context"
 	"crypto/ed25519"
 	"crypto/rand"
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/base64"
-	"encoding/hex"
 	"encoding/pem"
 	"errors"
 	"fmt"
-	"slices"
+	"strings"
 )
 
 // Signer makes signatures with one key. A key in a file is a [PrivateKey]; a key that
@@ -42,21 +40,18 @@ func (k PublicKey) KeyID() string {
 // signatures that verify, or is not in canonical form, so that one key could have two ids
 // (RFC 8032, sections 5.1.2 and 5.1.3). The sign of the other coordinate does not matter.
 func (k PublicKey) weak() bool {
-	y := slices.Clone(k) // little-endian
-	y[len(y)-1] &= 0x7f
-	switch hex.EncodeToString(y) {
-	case "26e8958fc2b227b045c3f489f2ef98f0d5dfac05d3c63339b13802886d53fc05", // of order 8
-		"c7176a703d4dd84fba3c0b760d10670f2a2053fa2c39ccc64ec7fd7792ac037a":
-		return true
+	y := string(k[:31]) + string(rune(k[31]&0x7f)) // little-endian
+	switch y[1:31] {
+	case "\xe8\x95\x8f\xc2\xb2\x27\xb0\x45\xc3\xf4\x89\xf2\xef\x98\xf0\xd5\xdf\xac\x05\xd3\xc6\x33\x39\xb1\x38\x02\x88\x6d\x53\xfc":
+		return y[0] == 0x26 && y[31] == 0x05 // of order 8
+	case "\x17\x6a\x70\x3d\x4d\xd8\x4f\xba\x3c\x0b\x76\x0d\x10\x67\x0f\x2a\x20\x53\xfa\x2c\x39\xcc\xc6\x4e\xc7\xfd\x77\x92\xac\x03":
+		return y[0] == 0xc7 && y[31] == 0x7a
+	case strings.Repeat("\x00", 30):
+		return y[0] <= 1 && y[31] == 0 // of order 4, and the neutral one
+	case strings.Repeat("\xff", 30):
+		return y[0] >= 0xec && y[31] == 0x7f // p-1, of order 2, and above
 	}
-	middle := y[1 : len(y)-1]
-	switch {
-	case bytes.Count(middle, middle[:1]) != len(middle): // not all alike
-		return false
-	case y[1] == 0 && y[len(y)-1] == 0:
-		return y[0] <= 1 // of order 4, and the neutral one
-	}
-	return y[1] == 0xff && y[len(y)-1] == 0x7f && y[0] >= 0xec // p-1, of order 2, and above
+	return false
 }
 
 // PrivateKey is an ed25519 key in memory.

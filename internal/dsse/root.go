@@ -148,7 +148,7 @@ func (r *Root) addKey(spec *KeySpec) (id string, err error) {
 		return "", fmt.Errorf("ed25519 of %s is not %d bytes in base64", quote(spec.Identity), ed25519.PublicKeySize)
 	}
 	if PublicKey(public).weak() {
-		return "", fmt.Errorf("ed25519 of %s is no key of one person: everybody can sign for it, or it has two forms; make another one: chaperonectl plugin keygen", quote(spec.Identity))
+		return "", fmt.Errorf("ed25519 of %s is no key of one person; make another one", quote(spec.Identity))
 	}
 	id = PublicKey(public).KeyID()
 	known, again := r.keys[id]

@@ -112,7 +112,7 @@ func (r *Repository) leftOut(e *Evaluation) ([]string, error) {
 		case errors.Is(err, errNeverIssued):
 			return nil, nil // a first grant has everything that was submitted
 		case err != nil:
-			return nil, fmt.Errorf("what renewals of %s left out is not known: %w; put the copy back, or remove the file if it is none", e.Request.Dir, err)
+			return nil, fmt.Errorf("permissions that renewals of %s left out are not known: %w; put the copy back, or remove the file if it is another one", e.Request.Dir, err)
 		}
 	}
 	var out []string
@@ -357,7 +357,7 @@ func (r *Repository) WasIssued(q *Request) (*Issued, error) {
 		issued, err := r.issuedIn(file.path, q.Plugin)
 		if err != nil {
 			if e, rerr := file.envelope(r.fsys); rerr == nil && r.retired(e, q.Plugin).generation > 0 {
-				continue // as if there was none, see [Repository.Issued]
+				continue // it counts as absent, see [Repository.Issued]
 			}
 			return nil, err
 		}

@@ -129,7 +129,7 @@ func TestRenew(t *testing.T) {
 		want  string
 	}{
 		"as it was": {func(*fixture) {}, ""},
-		"spoiled":   {func(f *fixture) { f.put(requestDir+"/issued/9.dsse.json", []byte("{}")) }, "is not known"},
+		"spoiled":   {func(f *fixture) { f.put(requestDir+"/issued/9.dsse.json", []byte("{}")) }, "are not known"},
 	} {
 		f := other.clone(t)
 		test.spoil(f)

@@ -87,9 +87,18 @@ func (r *Repository) VerifyFile(data []byte, now time.Time) (*Checked, error) {
 	case dsse.KindGuardrail, dsse.KindExemption, dsse.KindRubric, dsse.KindSidecar, dsse.KindChecklist:
 		return out, CheckPayload(name, e)
 	case dsse.KindSubmission:
-		err = dsse.Decode(doc.Payload, &grantcheck.Submission{})
+		var s grantcheck.Submission
+		err = dsse.Decode(doc.Payload, &s)
+		out.Details = append(out.Details, fmt.Sprintf("%s %s: manifest %s, artifact %s", s.Plugin, s.Version, s.Manifest, s.Artifact.Text()))
 	case dsse.KindApproval:
-		err = dsse.Decode(doc.Payload, &grantcheck.Approval{})
+		var a grantcheck.Approval
+		if err = dsse.Decode(doc.Payload, &a); err == nil && !slices.ContainsFunc(doc.Signed, func(s dsse.Signed) bool { return s.Role == a.Role && s.Identity == a.Identity }) {
+			return nil, fmt.Errorf("it states identity %q in role %q, and no key of these signed it, so that it counts for nothing", a.Identity, a.Role)
+		}
+		out.Details = append(out.Details, fmt.Sprintf("%s by %s as %s of submission %s at %s", a.Decision, a.Identity, a.Role, a.Submission, stamp(a.IssuedAt)))
+		if a.Grant != "" {
+			out.Details = append(out.Details, "of grant "+a.Grant)
+		}
 	case dsse.KindNotice:
 		err = dsse.Decode(doc.Payload, &Notice{})
 	default:

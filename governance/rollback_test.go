@@ -123,3 +123,20 @@ func TestReleaseKeyRevoked(t *testing.T) {
 		}
 	}
 }
+
+// TestVerifyDecision: a decision is verified with what it is of, and one that states another
+// person than its signer is refused, as it counts for nothing.
+func TestVerifyDecision(t *testing.T) {
+	f := newFixture(t)
+	r, err := Open(f.files)
+	f.check(err)
+	const file = requestDir + "/approvals/security" + signedEnding
+	v, err := r.VerifyFile(f.files[file].Data, f.now)
+	if err != nil || len(v.Details) != 2 || !strings.HasPrefix(v.Details[0], "approve by bo@corp as security of submission sha256:") || !strings.HasPrefix(v.Details[1], "of grant sha256:") {
+		t.Errorf("an approval is verified as %+v, %v", v, err)
+	}
+	f.sign(file, dsse.KindApproval, f.payload(file), "mel@corp")
+	if v, err := r.VerifyFile(f.files[file].Data, f.now); err == nil || !strings.Contains(err.Error(), "counts for nothing") {
+		t.Errorf("an approval of bo@corp that mel@corp signed is verified as %+v, %v", v, err)
+	}
+}

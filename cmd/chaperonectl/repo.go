@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -186,6 +187,19 @@ func (r *repo) write(name string, data []byte) error { return r.put(name, data, 
 
 // create is write for a file that must not be there.
 func (r *repo) create(name string, data []byte) error { return r.put(name, data, atomicfile.CreateFS) }
+
+// createOnce is create for a file whose name follows from its content: the same one may be there,
+// and another one may not, since what was signed would be nowhere.
+func (r *repo) createOnce(name string, data []byte) error {
+	err := r.create(name, data)
+	if !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	if there, rerr := governance.ReadFile(r.files(), name); rerr != nil || !bytes.Equal(there, data) {
+		return fmt.Errorf("%s is there and is another file, so that nothing was written; remove it, and sign again", name)
+	}
+	return nil
+}
 
 func (r *repo) put(name string, data []byte, put func(atomicfile.FS, string, []byte, fs.FileMode) error) error {
 	if err := r.root.MkdirAll(path.Dir(name), 0o755); err != nil {

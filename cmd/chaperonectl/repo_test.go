@@ -89,3 +89,25 @@ func TestWriteStaysInside(t *testing.T) {
 		t.Errorf("the file is %q", data)
 	}
 }
+
+// TestCreateOnce: a decision is written, or is not said to be.
+func TestCreateOnce(t *testing.T) {
+	dir := t.TempDir()
+	root := testenv.MustGet(os.OpenRoot(dir))(t)
+	r := &repo{dir: dir, root: root}
+	defer r.close()
+	const name = "approvals/security-reject-0123456789ab.dsse.json"
+	for _, test := range []struct {
+		data string
+		ok   bool
+	}{{"signed", true}, {"signed", true}, {"other", false}} {
+		if err := r.createOnce(name, []byte(test.data)); (err == nil) != test.ok {
+			t.Errorf("%s: %v", test.data, err)
+		}
+	}
+	testenv.Must(t, os.Remove(filepath.Join(dir, name)))
+	testenv.Must(t, os.Symlink("elsewhere", filepath.Join(dir, name)))
+	if err := r.createOnce(name, []byte("signed")); err == nil {
+		t.Error("a link in the place of a decision is taken for it")
+	}
+}

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"os"
 	"path"
 	"strings"
@@ -171,7 +170,7 @@ func (c *cli) decide(ctx context.Context, r *repo, e *governance.Evaluation, dec
 		return err
 	}
 	name := path.Join(q.Dir, "approvals", fmt.Sprintf("%s-%s-%s%s", f.role, decision, short(signed.Digest()), signedEnding))
-	if err := r.create(name, signed.Marshal()); err != nil && !errors.Is(err, fs.ErrExist) {
+	if err := r.createOnce(name, signed.Marshal()); err != nil {
 		return err
 	}
 	c.say("%s: %s as %s of %s %s", name, decided(decision), f.role, q.Plugin, q.Version)

@@ -207,3 +207,19 @@ func TestJUnitFailures(t *testing.T) {
 		}
 	}
 }
+
+// A build that failed is a failure, also where the package that failed with it is not there.
+func TestGoTestBuildFailure(t *testing.T) {
+	const text = `{"Action":"build-fail","ImportPath":"p [p.test]"}
+{"Action":"run","Package":"q","Test":"T"}
+{"Action":"pass","Package":"q","Test":"T"}
+`
+	found, err := Normalise([]byte(text), Options{IssuedAt: made})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var p TestPredicate
+	if err := json.Unmarshal(found[0].Predicate, &p); err != nil || p.Result != Failed || p.Failed != 1 {
+		t.Errorf("it is %s with %d failed (%v), want FAILED with 1", p.Result, p.Failed, err)
+	}
+}

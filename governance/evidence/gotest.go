@@ -80,6 +80,10 @@ func (e *goEvent) count(p *TestPredicate, running map[string]bool) {
 	case "start", "run":
 		running[name] = true
 		return
+	case "build-fail": // the package's own failure may be in a part that was cut
+		p.Failed++
+		p.FailedTests = append(p.FailedTests, text("build "+e.ImportPath))
+		return
 	case "pass", "fail", "skip":
 	default:
 		return

@@ -90,7 +90,7 @@ func TestWriteStaysInside(t *testing.T) {
 	}
 }
 
-// TestCreateOnce: a decision is written, or is not said to be.
+// TestCreateOnce: a decision that is not written is an error.
 func TestCreateOnce(t *testing.T) {
 	dir := t.TempDir()
 	root := testenv.MustGet(os.OpenRoot(dir))(t)

@@ -3,6 +3,7 @@ package pilotrun
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -18,6 +19,8 @@ type pluginCgroup struct {
 	path string
 	// folder is the folder as it was examined: another cgroup of its name is not killed.
 	folder *os.Root
+	// used is the CPU time that its processes used before, in microseconds.
+	used int64
 }
 
 // openCgroup opens a cgroup in which a plugin is going to be started. It refuses one that has
@@ -36,11 +39,21 @@ func openCgroup(dir string) (*pluginCgroup, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open the plugin's cgroup: %w", err)
 	}
-	g := &pluginCgroup{path, folder}
+	g := &pluginCgroup{path: path, folder: folder}
 	if err := g.examine(); err != nil {
 		return nil, errors.Join(fmt.Errorf("the plugin's cgroup %s %w", path, err), folder.Close())
 	}
+	g.used = g.usage()
 	return g, nil
+}
+
+// usage returns the CPU time that the processes of the cgroup used, in microseconds.
+func (g *pluginCgroup) usage() int64 {
+	text, err := g.folder.ReadFile("cpu.stat")
+	if err != nil {
+		return 0
+	}
+	return keyed(text)["usage_usec"]
 }
 
 // examine returns why a plugin must not be started in the cgroup.
@@ -67,9 +80,32 @@ func (g *pluginCgroup) examine() error {
 	return nil
 }
 
+// The states in which no plugin runs in the cgroup.
+var (
+	errNoProcess = errors.New("has no process")
+	// errRemoved is of a cgroup that was removed, as a container runtime does with that of a
+	// container that ended. A later one of its name is not confined.
+	errRemoved = errors.New("was removed")
+)
+
+// running returns why no plugin runs in the cgroup, nil if one does.
+func (g *pluginCgroup) running() error {
+	populated, err := g.populated()
+	if err == nil && !populated {
+		err = errNoProcess
+	}
+	if err != nil {
+		return fmt.Errorf("its cgroup %s %w", g.path, err)
+	}
+	return nil
+}
+
 // populated reports whether the cgroup, or one below it, has a process.
 func (g *pluginCgroup) populated() (bool, error) {
 	text, err := g.folder.ReadFile("cgroup.events")
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV) { // the latter if it is removed in between
+		return false, errRemoved
+	}
 	if err != nil {
 		return false, err
 	}
@@ -81,16 +117,20 @@ func (g *pluginCgroup) populated() (bool, error) {
 }
 
 // kill kills the processes of the cgroup and waits until it has none (cgroup.kill since Linux 5.14).
+// The container runtime may remove the cgroup at once: a cgroup is removed only without processes.
 func (g *pluginCgroup) kill() error {
 	const pause = 5 * time.Millisecond
 	for deadline := time.Now().Add(endPatience); ; time.Sleep(pause) {
-		if err := g.write("cgroup.kill", "1"); err != nil {
-			return fmt.Errorf("end the plugin: %w", err)
-		}
-		if populated, err := g.populated(); err == nil && !populated {
+		err := g.write("cgroup.kill", "1")
+		running := g.running()
+		switch {
+		case errors.Is(running, errRemoved):
 			return nil
-		}
-		if time.Now().After(deadline) {
+		case err != nil:
+			return fmt.Errorf("end the plugin: %w", err)
+		case errors.Is(running, errNoProcess):
+			return nil
+		case time.Now().After(deadline):
 			return fmt.Errorf("end the plugin: %s has processes %s after they were killed", g.path, endPatience)
 		}
 	}

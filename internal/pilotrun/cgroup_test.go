@@ -1,9 +1,11 @@
 package pilotrun
 
 import (
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -32,7 +34,12 @@ func TestCgroup(t *testing.T) {
 	testenv.Must(t, os.Symlink(group.Path, link))
 	plain := t.TempDir()
 	testenv.Must(t, os.WriteFile(filepath.Join(plain, "cgroup.events"), []byte("populated 0\n"), 0o600))
+	threaded := filepath.Join(group.Path, "processes", "threads")
+	testenv.Must(t, os.MkdirAll(threaded, 0o755))
+	testenv.Must(t, os.WriteFile(filepath.Join(threaded, "cgroup.type"), []byte("threaded"), 0))
 	for name, test := range map[string]struct{ dir, want string }{
+		"threads":       {threaded, `is of type "threaded", and domain is required`},
+		"threads below": {filepath.Dir(threaded), `is of type "domain threaded", and domain is required`},
 		"process":       {inner, "has processes already"},
 		"process below": {group.Path, "has processes already"},
 		"link":          {link, "has processes already"},
@@ -58,4 +65,33 @@ func TestCgroup(t *testing.T) {
 	if err := plugin.Wait(); err == nil || !strings.Contains(err.Error(), "killed") {
 		t.Errorf("the plugin ended with %v", err)
 	}
+	removed(t, start)
+}
+
+// removed looks at a plugin with a thread in a cgroup below its own, and at a runtime that removes the cgroup.
+func removed(t *testing.T, start func(folder string) *exec.Cmd) {
+	t.Helper()
+	group := testenv.MustCgroup(t)
+	g, err := openCgroup(group.Path)
+	testenv.Must(t, err)
+	defer g.folder.Close()
+	if err := g.running(); !errors.Is(err, errNoProcess) {
+		t.Errorf("before the plugin: %v", err)
+	}
+	plugin := start(group.Path)
+	threads := filepath.Join(group.Path, "threads")
+	testenv.Must(t, os.Mkdir(threads, 0o755))
+	testenv.Must(t, os.WriteFile(filepath.Join(threads, "cgroup.type"), []byte("threaded"), 0))
+	testenv.Must(t, os.WriteFile(filepath.Join(threads, "cgroup.threads"), []byte(strconv.Itoa(plugin.Process.Pid)), 0))
+	if rss, err := residentMemory(group.Path, false); rss == 0 || err != nil || g.running() != nil {
+		t.Errorf("a plugin with a thread below: %d, %v, %v", rss, err, g.running())
+	}
+	testenv.Must(t, g.kill())
+	_ = plugin.Wait() // it was killed
+	testenv.Must(t, errors.Join(os.Remove(threads), os.Remove(group.Path)))
+	testenv.Must(t, os.Mkdir(group.Path, 0o755))
+	if err := g.running(); !errors.Is(err, errRemoved) {
+		t.Errorf("after another cgroup took the name: %v", err)
+	}
+	testenv.Must(t, g.kill())
 }

@@ -121,7 +121,10 @@ func (c *Child) AwaitPlugin(ctx context.Context) (*admin.Status, error) {
 	const pause = 5 * time.Millisecond
 	for ready := false; ; {
 		if s, err := c.Status(ctx); err == nil && s.Process != nil {
-			if c.runs(&s) {
+			switch runs, err := c.runs(&s); {
+			case err != nil:
+				return nil, c.early("before it was observed", err)
+			case runs:
 				return &s, nil
 			}
 			if c.cfg.Cgroup != "" && s.Ready && !ready && c.cfg.Progress != nil {
@@ -133,6 +136,9 @@ func (c *Child) AwaitPlugin(ctx context.Context) (*admin.Status, error) {
 		case <-ctx.Done():
 			return nil, fmt.Errorf("the %s was interrupted: %w", c.cfg.Exercise, ctx.Err())
 		case <-c.ended:
+			if err := c.lost(); errors.Is(err, errRemoved) { // the sidecar ends with it
+				return nil, c.early("before it was observed", err)
+			}
 			return nil, fmt.Errorf("the plugin ended before it was observed: %w", c.outcome())
 		case <-deadline.C:
 			return nil, fmt.Errorf("the plugin did not start within %s", patience)
@@ -141,13 +147,31 @@ func (c *Child) AwaitPlugin(ctx context.Context) (*admin.Status, error) {
 	}
 }
 
-// runs reports whether the plugin runs.
-func (c *Child) runs(s *admin.Status) bool {
-	if c.cfg.Cgroup == "" {
-		return s.Process.PID != 0
+// runs reports whether the plugin runs. It fails if it cannot run any more.
+func (c *Child) runs(s *admin.Status) (bool, error) {
+	if c.group == nil {
+		return s.Process.PID != 0, nil
 	}
-	_, err := residentMemory(c.cfg.Cgroup)
-	return err == nil
+	used := c.group.usage() // read first: a process that starts between the two reads is not one that ended
+	err := c.group.running()
+	if errors.Is(err, errNoProcess) && used <= c.group.used {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+// early returns the error of a plugin that ended before the exercise did, which something else
+// started.
+func (c *Child) early(when string, err error) error {
+	return fmt.Errorf("the plugin ended %s: %w; start it so that it runs until the %s ends it", when, err, c.cfg.Exercise)
+}
+
+// lost returns why a plugin that something else started runs no more, nil if it does.
+func (c *Child) lost() error {
+	if c.group == nil {
+		return nil
+	}
+	return c.group.running()
 }
 
 // Status asks the sidecar for its status.

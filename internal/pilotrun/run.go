@@ -117,7 +117,7 @@ func (r *run) observe(ctx context.Context) error {
 	if r.cfg.Cgroup == "" {
 		r.say("plugin started, process %d", status.Process.PID)
 	} else {
-		cgroup = r.cfg.Cgroup
+		cgroup = r.child.group.path
 		r.say("plugin runs in %s", cgroup)
 	}
 	bounded, cancel := context.WithTimeout(ctx, r.cfg.For)
@@ -142,17 +142,19 @@ func (r *run) sampleUntil(ctx context.Context, cgroup string) error {
 	defer tick.Stop()
 	estimate := estimator{next: time.Now().Add(firstEstimate)}
 	for {
-		one, err := r.sample(ctx, cgroup)
-		switch {
-		case err == nil:
+		if err := r.lost(); err != nil {
+			return err
+		}
+		if one, err := r.sample(ctx, cgroup); err == nil {
 			r.samples.Add(one)
-		case errors.Is(err, errNoProcess) && r.cfg.Cgroup != "":
-			return fmt.Errorf("the plugin ended in the pilot after %s: %w; start it so that it runs until the pilot ends it", time.Since(r.started).Round(time.Millisecond), err)
 		}
 		select {
 		case <-ctx.Done():
-			return nil
+			return r.lost()
 		case <-r.child.ended:
+			if err := r.lost(); errors.Is(err, errRemoved) { // the sidecar ends with it
+				return err
+			}
 			if r.cfg.Cgroup != "" {
 				return fmt.Errorf("the sidecar ended in the pilot: %w", r.child.outcome())
 			}
@@ -163,7 +165,16 @@ func (r *run) sampleUntil(ctx context.Context, cgroup string) error {
 		case <-tick.C:
 		}
 		if r.cfg.Coverage > 0 && r.covered(ctx, &estimate) {
-			return nil
+			return r.lost()
 		}
 	}
+}
+
+// lost returns the error of a pilot whose plugin, which something else started, runs no more.
+// Samples of a later cgroup of the same name would be of a plugin that is not confined.
+func (r *run) lost() error {
+	if err := r.child.lost(); err != nil {
+		return r.child.early(fmt.Sprintf("in the pilot after %s", time.Since(r.started).Round(time.Millisecond)), err)
+	}
+	return nil
 }

@@ -3,7 +3,6 @@ package pilotrun
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"io/fs"
 	"os"
@@ -23,7 +22,7 @@ import (
 func (r *run) sample(ctx context.Context, cgroup string) (pilot.Sample, error) {
 	s := pilot.Sample{At: time.Now()}
 	var err error
-	if s.RSSBytes, err = residentMemory(cgroup); err != nil {
+	if s.RSSBytes, err = residentMemory(cgroup, r.cfg.Cgroup == ""); err != nil {
 		return s, err
 	}
 	s.CgroupBytes = number(readFile(cgroup, "memory.current"))
@@ -108,46 +107,47 @@ func stall(cgroup, name string) *pilot.Stall {
 }
 
 // residentMemory returns the resident memory of all processes of a cgroup and of those
-// below it, in bytes. The first process of the plugin's view is the sidecar's and does not
-// count.
-func residentMemory(cgroup string) (int64, error) {
+// below it, in bytes. The first process of a PID namespace does not count if the sidecar
+// started the plugin: it is the sidecar's. In a container it is the plugin's.
+func residentMemory(cgroup string, bySidecar bool) (int64, error) {
 	total := int64(0)
-	err := filepath.WalkDir(cgroup, func(path string, d fs.DirEntry, err error) error {
-		if err != nil || !d.IsDir() {
-			return nil //nolint:nilerr // a cgroup below it that is gone has no processes
+	for _, pid := range processes(cgroup) {
+		if rss, first := processMemory(pid); !first || !bySidecar {
+			total += rss
 		}
-		for pid := range strings.Lines(string(readFile(path, "cgroup.procs"))) {
-			total += processMemory(strings.TrimSpace(pid))
-		}
-		return nil
-	})
-	if err != nil {
-		return 0, fmt.Errorf("read cgroup %s: %w", cgroup, err)
 	}
 	if total == 0 {
-		return 0, fmt.Errorf("read cgroup %s: %w", cgroup, errNoProcess)
+		return 0, fmt.Errorf("read cgroup %s: no process of it has resident memory", cgroup)
 	}
 	return total, nil
 }
 
-var errNoProcess = errors.New("it has no process")
+// processes returns the ids of the processes of a cgroup and of those below it.
+func processes(cgroup string) (pids []string) {
+	_ = filepath.WalkDir(cgroup, func(path string, d fs.DirEntry, err error) error { // the function returns no error
+		if err == nil && d.IsDir() { // a cgroup below it that is gone has no processes
+			pids = append(pids, strings.Fields(string(readFile(path, "cgroup.procs")))...)
+		}
+		return nil
+	})
+	return pids
+}
 
-// processMemory returns VmRSS of a process, 0 for one that is gone and for the first one of
-// a PID namespace (proc(5)).
-func processMemory(pid string) int64 {
-	rss := int64(0)
+// processMemory returns VmRSS of a process, 0 for one that is gone, and whether it is the
+// first one of a PID namespace other than the host's (proc(5)).
+func processMemory(pid string) (rss int64, first bool) {
 	for line := range strings.Lines(string(readFile("/proc", pid, "status"))) {
 		key, value, _ := strings.Cut(line, ":")
 		fields := strings.Fields(value)
 		switch {
 		case key == "NSpid" && len(fields) > 1 && fields[len(fields)-1] == "1":
-			return 0
+			first = true
 		case key == "VmRSS" && len(fields) > 0:
 			const kibibyte = 1024
 			rss = number([]byte(fields[0])) * kibibyte
 		}
 	}
-	return rss
+	return rss, first
 }
 
 // environment describes the host and the limits of the plugin's cgroup.

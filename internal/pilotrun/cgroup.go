@@ -116,6 +116,29 @@ func (g *pluginCgroup) populated() (bool, error) {
 	return n != 0, nil
 }
 
+// reachable returns an error if the plugin runs, and no process of it is in the network
+// namespace of this process and of the sidecar, which refuses calls from another. Single
+// processes may be, as those that a browser confines.
+func (g *pluginCgroup) reachable() error {
+	const network = "/proc/%s/ns/net"
+	own, err := os.Readlink(fmt.Sprintf(network, "self"))
+	if err != nil {
+		return fmt.Errorf("read the network namespace of the pilot: %w", err)
+	}
+	elsewhere := false
+	for _, pid := range processes(g.path) {
+		other, err := os.Readlink(fmt.Sprintf(network, pid))
+		if err == nil && other == own {
+			return nil
+		}
+		elsewhere = elsewhere || err == nil
+	}
+	if elsewhere {
+		return errors.New("the plugin runs in another network namespace than the sidecar, which refuses its accesses; start the container in that of the pilot, or the pilot in that of the container (nsenter --net)")
+	}
+	return nil
+}
+
 // kill kills the processes of the cgroup and waits until it has none (cgroup.kill since Linux 5.14).
 // The container runtime may remove the cgroup at once: a cgroup is removed only without processes.
 func (g *pluginCgroup) kill() error {

@@ -170,11 +170,15 @@ func (r *run) sampleUntil(ctx context.Context, cgroup string) error {
 	}
 }
 
-// lost returns the error of a pilot whose plugin, which something else started, runs no more.
-// Samples of a later cgroup of the same name would be of a plugin that is not confined.
+// lost returns the error of a pilot whose plugin, which something else started, runs no more, or
+// where the sidecar does not serve it. Samples of a later cgroup of the same name would be of
+// a plugin that is not confined.
 func (r *run) lost() error {
 	if err := r.child.lost(); err != nil {
 		return r.child.early(fmt.Sprintf("in the pilot after %s", time.Since(r.started).Round(time.Millisecond)), err)
 	}
-	return nil
+	if r.child.group == nil {
+		return nil
+	}
+	return r.child.group.reachable()
 }

@@ -96,6 +96,11 @@ func TestContainerEnds(t *testing.T) {
 		"in the cgroup":           {func(r *rig, bundle string) { r.container(bundle, within(r), "sleep 0.7") }, "was removed; start it so that it runs until the pilot ends it"},
 		"unseen below the cgroup": {func(r *rig, bundle string) { r.container(bundle, below(r), "exit 0").Wait() }, "ended before it was observed"},
 		"without its program":     {func(r *rig, bundle string) { r.container(bundle, below(r), "exec /none") }, "has no process"},
+		"in another network": {func(r *rig, bundle string) {
+			cfg := within(r)
+			cfg.OwnNetwork = true
+			r.container(bundle, cfg, "sleep 60")
+		}, "in another network namespace than the sidecar"},
 		another: {func(r *rig, bundle string) {
 			r.container(bundle, within(r), "exit 0").Wait()
 			testenv.Must(r.t, os.MkdirAll(r.cfg.Cgroup, 0o755))

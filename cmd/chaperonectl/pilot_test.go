@@ -320,17 +320,36 @@ func (r *pilotRig) grown(t *testing.T) {
 	}
 }
 
-// TestPilotOfImage pilots a plugin that something else starts in a cgroup, as a container
-// runtime does.
+// TestPilotOfImage pilots a plugin that something else starts in a cgroup: the test, and a
+// container runtime, in whose container the plugin accesses more than it declares.
 func TestPilotOfImage(t *testing.T) {
-	r := newPilotRig(t, "")
-	dir := r.submit("1.0.0", "")
+	r := newPilotRig(t, "  performance: {startup: 1m}\n")
+	t.Run("process", func(t *testing.T) {
+		p, trace := r.image(t, "1.0.0", 0, r.process)
+		if p.Result.Verdict != pilot.Passed || trace.Verdict != pilot.Passed {
+			t.Errorf("performance %+v, trace %+v", p.Result, trace)
+		}
+	})
+	t.Run("container", func(t *testing.T) {
+		testenv.Require(t, testenv.ContainerRuntime())
+		p, trace := r.image(t, "1.1.0", 1, r.container)
+		if p.Result.Verdict == pilot.Failed || trace.Verdict != pilot.Failed || len(trace.Undeclared) != 1 || trace.Undeclared[0].Paths[0] != "/echo" {
+			t.Errorf("performance %+v, trace %+v", p.Result, trace)
+		}
+	})
+}
+
+// image pilots a version whose artifact is an image: start starts the plugin of the tests in a
+// cgroup, with the sidecar's bundle as a mounted file, and returns what waits for its end.
+func (r *pilotRig) image(t *testing.T, version string, status int, start func(cgroup, bundle string) (wait func())) (pilot.Performance, pilot.Trace) {
+	t.Helper()
+	r.t = t
+	dir := r.submit(version, "")
 	manifest, digest := string(testenv.MustGet(os.ReadFile(r.file(dir+"/manifest.yaml")))(t)), dsse.Digest([]byte("manifest of the image"))
-	r.write(dir+"/manifest.yaml", regexp.MustCompile(`artifact: .*`).ReplaceAllString(manifest, fmt.Sprintf("artifact: {kind: image, digest: %q}", digest)))
-	r.write(dir+"/manifest.yaml", strings.NewReplacer(", regions: [local]", "").Replace(string(testenv.MustGet(os.ReadFile(r.file(dir+"/manifest.yaml")))(t))))
+	manifest = regexp.MustCompile(`artifact: .*`).ReplaceAllString(manifest, fmt.Sprintf("artifact: {kind: image, digest: %q}", digest))
+	r.write(dir+"/manifest.yaml", strings.NewReplacer(", regions: [local]", "").Replace(manifest))
 	r.ctl(0, "plugin", "submit", r.file(dir), "--key", r.file("author.key"))
-	cgroup := testenv.MustGet(os.MkdirTemp(testenv.MustGet(testenv.CgroupRoot())(t), "chaperone-pilot-test-"))(t) //nolint:usetesting // a cgroup
-	t.Cleanup(func() { testenv.Must(t, os.Remove(cgroup)) })
+	cgroup := testenv.MustCgroup(t).Path
 	contains(t, r.pilot(1, dir, "measurer"), "write --cgroup FOLDER --image DIGEST in place of a program")
 	args := []string{
 		"plugin", "pilot", r.file(dir), "--config", r.file("sidecar.yaml"), "--for", "5s", "--load", r.file("load.yaml"), "--key", r.file("measurer.key"), "--cgroup", cgroup,
@@ -349,27 +368,23 @@ func TestPilotOfImage(t *testing.T) {
 	case status := <-ended:
 		t.Fatalf("status %d\n%s", status, out.text())
 	}
-	container := r.container(cgroup, bundle)
-	if status := <-ended; status != 0 {
-		t.Errorf("status %d\n%s", status, out.text())
+	wait := start(cgroup, bundle)
+	if got := <-ended; got != status {
+		t.Errorf("status %d, want %d\n%s", got, status, out.text())
 	}
-	killed := time.AfterFunc(10*time.Second, func() { _ = container.Process.Kill() })
-	_ = container.Wait() // it was killed
-	if !killed.Stop() {
-		t.Error("the plugin runs on after the pilot")
-	}
+	wait()
 	p, trace := evidenceOf[pilot.Performance](r, dir, pilot.PerformanceType), evidenceOf[pilot.Trace](r, dir, pilot.TraceType)
-	if p.Memory.RSSP95Bytes < 1<<20 || p.CPU.TotalUS == 0 || p.Syscalls.Classes["network"] == 0 || p.Latency.Peak == nil || !trace.Mediation.Known {
+	if p.Memory.RSSP95Bytes < 1<<20 || p.CPU.TotalUS == 0 || p.Syscalls.Classes["network"] == 0 || p.Latency.Peak == nil || p.Startup.ReadyMS == nil || !trace.Mediation.Known {
 		t.Errorf("figures are missing: %+v, %+v", p, trace.Mediation)
 	}
-	if trace.Verdict != pilot.Passed || trace.Declared[0].Uses == 0 {
+	if trace.Declared[0].Uses == 0 {
 		t.Errorf("the trace is %+v", trace)
 	}
+	return p, trace
 }
 
-// container starts the plugin of the tests in a cgroup, with the sidecar's bundle as a
-// mounted file.
-func (r *pilotRig) container(cgroup, bundle string) *exec.Cmd {
+// process starts the plugin as a process in a cgroup.
+func (r *pilotRig) process(cgroup, bundle string) (wait func()) {
 	r.t.Helper()
 	mounted := r.file("bundle.pem")
 	testenv.Must(r.t, os.WriteFile(mounted, testenv.MustGet(os.ReadFile(bundle))(r.t), 0o644))
@@ -381,7 +396,29 @@ func (r *pilotRig) container(cgroup, bundle string) *exec.Cmd {
 	cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(folder.Fd()), Credential: &syscall.Credential{Uid: user, Gid: user}, Pdeathsig: syscall.SIGKILL}
 	cmd.Stdout, cmd.Stderr = os.Stderr, os.Stderr
 	testenv.Must(r.t, cmd.Start())
-	return cmd
+	return func() {
+		killed := time.AfterFunc(10*time.Second, func() { _ = cmd.Process.Kill() })
+		_ = cmd.Wait() // it was killed
+		if !killed.Stop() {
+			r.t.Error("the plugin runs on after the pilot")
+		}
+	}
+}
+
+// container starts the plugin in a container, with an access that is not declared.
+func (r *pilotRig) container(cgroup, bundle string) (wait func()) {
+	r.t.Helper()
+	c := testenv.RunContainer(r.t, testenv.ContainerConfig{
+		Cgroup: filepath.Join(cgroup, "plugin"), UID: 61999, Env: []string{"SSL_CERT_FILE=/etc/ca.pem"},
+		Args:  []string{testenv.SystemPython, "/etc/plugin.py", fmt.Sprint(r.port), r.api.URL(apiHost, "/open"), "undeclared=" + r.api.URL(apiHost, "/echo")},
+		Files: map[string]string{"/etc/ca.pem": bundle, "/etc/plugin.py": r.file("plugin-1.0.0.py")},
+	})
+	return func() {
+		const killed = 128 + int(syscall.SIGKILL)
+		if status := c.Wait(); status != killed {
+			r.t.Errorf("the container ended with %d, want %d\n%s", status, killed, c.Output())
+		}
+	}
 }
 
 // lines is output that is searched for the sidecar's bundle.

@@ -136,7 +136,7 @@ type Observer struct {
 // Observation is what an Observer has read.
 type Observation struct {
 	accesses   uint64
-	started    time.Time // of the plugin, as recorded
+	started    time.Time // of the plugin, as recorded or noted
 	first      time.Time // access
 	load       Load      // latencies of accesses
 	files      map[string]bool
@@ -161,6 +161,10 @@ func NewObserver(plugin string, permissions []string, spans []Span) *Observer {
 	}
 	return o
 }
+
+// Started notes when the plugin was started, for one that something else than the sidecar
+// starts: no record has it.
+func (o *Observer) Started(at time.Time) { o.out.started = at }
 
 // OtherPluginError reports a log that is not of the plugin alone.
 type OtherPluginError struct {
@@ -326,8 +330,8 @@ func comparePlaces(a, b place) int {
 	return cmp.Or(cmp.Compare(a.host, b.host), cmp.Compare(a.port, b.port), cmp.Compare(a.scheme, b.scheme), cmp.Compare(a.method, b.method), cmp.Compare(a.reason, b.reason))
 }
 
-// firstAccess returns how long after the plugin's start its first access was, nil if the
-// log does not have both.
+// firstAccess returns how long after the plugin's start its first access was, nil if
+// one of both is not known.
 func (o *Observation) firstAccess() *int64 {
 	if o.started.IsZero() || o.first.IsZero() {
 		return nil
@@ -336,7 +340,7 @@ func (o *Observation) firstAccess() *int64 {
 	return &ms
 }
 
-// Started returns when the plugin was started, as recorded; the zero time if it was not.
+// Started returns when the plugin was started; the zero time if that was not recorded.
 func (o *Observation) Started() time.Time { return o.started }
 
 // Coverage returns the estimate.

@@ -19,19 +19,8 @@ import (
 	"github.com/chaperone-proxy/chaperone/policy/accesslog"
 )
 
-// ReadLog reads the log of a pilot whose declared access has the digest grant, verifies it
-// with the key in its folder, and returns what it records. spans are when the load had
-// which level.
-func ReadLog(ctx context.Context, file, stateDir, plugin string, permissions []string, spans []pilot.Span, grant string) (*pilot.Observation, pilot.Log, error) {
-	log, err := VerifyLog(file, stateDir, grant)
-	if err != nil {
-		return nil, log, err
-	}
-	observed, err := observed(ctx, file, stateDir, plugin, permissions, spans)
-	return observed, log, err
-}
-
-// VerifyLog verifies the log of a pilot with the key in its folder.
+// VerifyLog verifies the log of a pilot, whose declared access has the digest grant, with the
+// key in its folder.
 func VerifyLog(file, stateDir, grant string) (pilot.Log, error) {
 	report, err := audit.Verify(audit.VerifyConfig{File: file, StateDir: stateDir})
 	if err != nil {
@@ -176,10 +165,14 @@ func reached(e *audit.Entry) bool {
 	return err == nil && (*e.Allowed || !compliance.SpeaksTLS(authz.Scheme(e.Scheme)))
 }
 
-// observed reads the accesses of a log.
-func observed(ctx context.Context, file, stateDir, plugin string, permissions []string, spans []pilot.Span) (*pilot.Observation, error) {
-	o := pilot.NewObserver(plugin, permissions, spans)
-	reader, err := accesslog.Open(accesslog.Options{Paths: []string{file}, StateDir: stateDir, Event: o.Event})
+// observed reads the accesses of the pilot's log. spans are when the load had which level.
+func (r *run) observed(ctx context.Context, spans []pilot.Span) (*pilot.Observation, error) {
+	o := pilot.NewObserver(r.cfg.Grant.Plugin, r.permissions(), spans)
+	if !r.began.IsZero() {
+		o.Started(r.began)
+	}
+	file := r.spec.Audit.File
+	reader, err := accesslog.Open(accesslog.Options{Paths: []string{file}, StateDir: r.spec.StateDir, Event: o.Event})
 	if err != nil {
 		return nil, fmt.Errorf("read the pilot's log: %w", err)
 	}
@@ -211,8 +204,10 @@ func (r *run) permissions() []string {
 
 // readLog completes a measurement by what the log records.
 func (r *run) readLog(ctx context.Context, m *pilot.Measurement, grant string) (err error) {
-	m.Observed, m.Log, err = ReadLog(ctx, r.spec.Audit.File, r.spec.StateDir, m.Plugin, r.permissions(), r.spans, grant)
-	if err != nil {
+	if m.Log, err = VerifyLog(r.spec.Audit.File, r.spec.StateDir, grant); err != nil {
+		return err
+	}
+	if m.Observed, err = r.observed(ctx, r.spans); err != nil {
 		return err
 	}
 	if started := m.Observed.Started(); !r.ready.IsZero() && !started.IsZero() {
@@ -240,7 +235,7 @@ func (r *run) covered(ctx context.Context, e *estimator) bool {
 	if from.Before(e.next) {
 		return false
 	}
-	o, err := observed(ctx, r.spec.Audit.File, r.spec.StateDir, r.cfg.Grant.Plugin, r.permissions(), nil)
+	o, err := r.observed(ctx, nil)
 	const share = 10
 	e.next = time.Now().Add(max(firstEstimate, share*time.Since(from)))
 	if err != nil {

@@ -66,6 +66,7 @@ type run struct {
 	samples pilot.Samples
 	load    pilot.Load
 	spans   []pilot.Span
+	began   time.Time // when a plugin that something else starts was first seen; zero for another
 	ready   time.Time // zero: no answer yet
 	env     pilot.Environment
 }
@@ -117,7 +118,7 @@ func (r *run) observe(ctx context.Context) error {
 	if r.cfg.Cgroup == "" {
 		r.say("plugin started, process %d", status.Process.PID)
 	} else {
-		cgroup = r.child.group.path
+		cgroup, r.began = r.child.group.path, time.Now()
 		r.say("plugin runs in %s", cgroup)
 	}
 	bounded, cancel := context.WithTimeout(ctx, r.cfg.For)

@@ -73,7 +73,7 @@ func measured(t *testing.T, m *pilot.Measurement) {
 	t.Helper()
 	p, trace := pilot.Measured(*m), testenv.MustGet(pilot.Traced(*m))(t)
 	const least = 256 << 10 // of a sleep
-	if p.Memory.RSSP95Bytes < least || p.CPU.TotalUS == 0 || p.Syscalls.Classes["network"] == 0 || p.Syscalls.Total < 100 || !trace.Mediation.Known {
+	if p.Memory.RSSP95Bytes < least || p.CPU.TotalUS == 0 || p.Syscalls.Classes["network"] == 0 || p.Syscalls.Total < 100 || !trace.Mediation.Known || p.Startup.FirstAccessMS == nil {
 		t.Errorf("a figure was not measured: %s", testenv.MustGet(json.MarshalIndent(p, "", " "))(t))
 	}
 	if len(trace.Declared) != 1 || trace.Declared[0].Uses != 1 || len(trace.Undeclared) != 1 || trace.Undeclared[0].Paths[0] != "/echo" || trace.Verdict != pilot.Failed {

@@ -6,6 +6,7 @@ import http.server
 import signal
 import ssl
 import sys
+import urllib.error
 import urllib.request
 
 PORT, URL = int(sys.argv[1]), sys.argv[2]
@@ -21,8 +22,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
         with urllib.request.urlopen(URL, timeout=10, context=TLS) as answer:
             answer.read()
         if "undeclared" in OPTIONS:
-            with urllib.request.urlopen(OPTIONS["undeclared"], data=b"order", timeout=10, context=TLS) as answer:
-                answer.read()
+            try:
+                with urllib.request.urlopen(OPTIONS["undeclared"], data=b"order", timeout=10, context=TLS) as answer:
+                    answer.read()
+            except urllib.error.HTTPError as refused:
+                refused.close()
         self.send_response(200)
         self.send_header("Content-Length", "2")
         self.end_headers()

@@ -95,3 +95,20 @@ func removed(t *testing.T, start func(folder string) *exec.Cmd) {
 	}
 	testenv.Must(t, g.kill())
 }
+
+// TestLimit reads the limits of a container below a cgroup without any.
+func TestLimit(t *testing.T) {
+	pod := t.TempDir()
+	container := filepath.Join(pod, "container")
+	testenv.Must(t, os.Mkdir(container, 0o755))
+	for file, text := range map[string]string{"cpu.max": "max 100000\n", "memory.max": "1048576\n", "container/cpu.max": "50000 100000\n", "container/memory.max": "max\n"} {
+		testenv.Must(t, os.WriteFile(filepath.Join(pod, file), []byte(text), 0o600))
+	}
+	if cpu, memory := limit(pod, "cpu.max"), limit(pod, "memory.max"); cpu != "50000 100000" || memory != "1048576" {
+		t.Errorf("got %q and %q", cpu, memory)
+	}
+	testenv.Must(t, os.Mkdir(filepath.Join(pod, "another"), 0o755))
+	if cpu := limit(pod, "cpu.max"); cpu != "max 100000" {
+		t.Errorf("of two containers: got %q", cpu)
+	}
+}

@@ -114,7 +114,7 @@ func (r *run) observe(ctx context.Context) error {
 		return err
 	}
 	cgroup := status.Process.Cgroup
-	r.env = environment(cgroup, status.Version)
+	r.env = environment(status.Version)
 	if r.cfg.Cgroup == "" {
 		r.say("plugin started, process %d", status.Process.PID)
 	} else {
@@ -148,6 +148,7 @@ func (r *run) sampleUntil(ctx context.Context, cgroup string) error {
 		}
 		if one, err := r.sample(ctx, cgroup); err == nil {
 			r.samples.Add(one)
+			r.env.CPUMax, r.env.MemoryMax = limit(cgroup, "cpu.max"), limit(cgroup, "memory.max") // a runtime sets them after its first process
 		}
 		select {
 		case <-ctx.Done():

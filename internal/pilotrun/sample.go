@@ -2,12 +2,14 @@ package pilotrun
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -150,8 +152,8 @@ func processMemory(pid string) (rss int64, first bool) {
 	return rss, first
 }
 
-// environment describes the host and the limits of the plugin's cgroup.
-func environment(cgroup, version string) pilot.Environment {
+// environment describes the host.
+func environment(version string) pilot.Environment {
 	e := pilot.Environment{Arch: runtime.GOARCH, CPUs: runtime.NumCPU(), Sidecar: version}
 	var name unix.Utsname
 	if unix.Uname(&name) == nil {
@@ -167,7 +169,21 @@ func environment(cgroup, version string) pilot.Environment {
 	if unix.Sysinfo(&info) == nil {
 		e.MemoryBytes = int64(info.Totalram) * int64(info.Unit)
 	}
-	e.CPUMax = strings.TrimSpace(string(readFile(cgroup, "cpu.max")))
-	e.MemoryMax = strings.TrimSpace(string(readFile(cgroup, "memory.max")))
 	return e
+}
+
+// limit returns the limit of a cgroup in a file, as in cpu.max. A container runtime may make
+// the container's cgroup below the given one and limit that: if a cgroup has no limit, that
+// of the only one below it counts.
+func limit(cgroup, file string) string {
+	text := strings.TrimSpace(string(readFile(cgroup, file)))
+	if text != "" && !strings.HasPrefix(text, "max") {
+		return text
+	}
+	entries, err := os.ReadDir(cgroup)
+	below := slices.DeleteFunc(entries, func(d fs.DirEntry) bool { return !d.IsDir() })
+	if err != nil || len(below) != 1 {
+		return text
+	}
+	return cmp.Or(limit(filepath.Join(cgroup, below[0].Name()), file), text)
 }

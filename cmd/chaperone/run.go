@@ -45,6 +45,7 @@ func (c *cli) runCommand() *cobra.Command {
 // run starts the sidecar, then CMD, and ends both together.
 func (c *cli) run(ctx context.Context, log *operatorLog, args []string, lock bool) error {
 	failed := func(err error) error { return exitWith(exitSidecar, err) }
+	sidecar.TuneGC() // before the files are read: signed ones make enough garbage for a collection
 	cfg, err := loadConfig(c.config)
 	if err != nil {
 		return failed(err)
@@ -53,7 +54,6 @@ func (c *cli) run(ctx context.Context, log *operatorLog, args []string, lock boo
 		return failed(errors.New("spec.listen.proxy is closed, and it is the plugin's only way out; write proxy: 127.0.0.1:15001"))
 	}
 	printer := newRefusalPrinter(c.stderr)
-	sidecar.TuneGC()
 	s, err := sidecar.New(sidecar.Config{
 		Files: cfg, Version: buildVersion(), Confine: true, Log: log.Logger, SetLevel: log.follow, StderrDropped: c.stderrDropped,
 		Refused: printer.print, Acted: printer.act, Event: printer.event, Notice: c.notice, RawMode: c.screen.raw.Store,

@@ -48,6 +48,7 @@ func (c *cli) serveCommand() *cobra.Command {
 }
 
 func (c *cli) serve(ctx context.Context, opts sidecar.Config, tokenFile string, lock bool) error {
+	sidecar.TuneGC() // before the files are read: signed ones make enough garbage for a collection
 	cfg, err := loadConfig(c.config)
 	if err != nil {
 		return err
@@ -70,7 +71,6 @@ func (c *cli) serve(ctx context.Context, opts sidecar.Config, tokenFile string, 
 		}
 	}
 	opts.Files, opts.Version, opts.StderrDropped = cfg, buildVersion(), c.stderrDropped
-	sidecar.TuneGC()
 	s, err := sidecar.New(opts)
 	if err != nil {
 		return err

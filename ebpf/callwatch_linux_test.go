@@ -144,41 +144,101 @@ func limitFar(t *testing.T, r *harness, l Limit) {
 // standstill waits until the plugin has made calls and makes no more, and returns how many.
 func (p *caller) standstill() uint64 {
 	p.t.Helper()
-	var before uint64
-	eventually(p.t, "the plugin stands still", func() bool {
-		made := p.made()
-		still := made > 0 && made == before
-		before = made
+	eventually(p.t, "the plugin makes calls", func() bool { return p.made() > 0 })
+	return p.rest()
+}
+
+// rest waits until the plugin makes no more calls, and returns how many it has made.
+func (p *caller) rest() uint64 {
+	p.t.Helper()
+	deadline := time.Now().Add(patience)
+	for before := p.made(); ; {
 		time.Sleep(300 * time.Millisecond)
-		return still
-	})
-	return before
+		made := p.made()
+		if made == before {
+			return made
+		}
+		if time.Now().After(deadline) {
+			p.t.Fatalf("the plugin goes on: it has made %d calls, %d of them in the last 300 ms", made, made-before)
+		}
+		before = made
+	}
+}
+
+// stallsOf calls f, and returns for how long at most the machine stood still during it: a
+// thread that goes before others did not run although its sleep was over. A virtual machine
+// stands still while its host runs another.
+func stallsOf(t *testing.T, f func()) (longest time.Duration) {
+	t.Helper()
+	const nap = time.Millisecond
+	done, stall := make(chan struct{}), make(chan time.Duration)
+	go func() {
+		runtime.LockOSThread() // and the thread ends with the goroutine
+		first := unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_FIFO, Priority: 2}
+		_ = unix.SchedSetAttr(0, &first, 0) // as far as it is permitted
+		var longest time.Duration
+		for before := time.Now(); ; before = time.Now() {
+			select {
+			case <-done:
+				stall <- longest
+				return
+			default:
+			}
+			request := unix.NsecToTimespec(int64(nap))
+			_ = unix.Nanosleep(&request, nil) // a signal ends it early
+			longest = max(longest, time.Since(before)-nap)
+		}
+	}()
+	defer func() { longest = <-stall }()
+	defer close(done)
+	f()
+	return longest
 }
 
 // A plugin that idles and then makes calls on every CPU right after a look is held to its
-// limit as if every call had been counted.
+// limit as if every call had been counted. The time for which the machine stands still while
+// a thread of the plugin has a processor is charged too: then it is tried again.
 func TestBurstAfterLook(t *testing.T) {
+	const tries, tolerated = 5, 50 * time.Millisecond
 	for _, action := range []Action{ActionStop, ActionKill} {
 		t.Run(action.String(), func(t *testing.T) {
-			l, err := farCalls(action)
-			if err != nil {
-				t.Fatal(err)
-			}
-			r, p := watched(t, l)
-			looked := r.programs.watch.looks.Load()
-			eventually(t, "a look", func() bool { return r.programs.watch.looks.Load() > looked })
-			p.burst()
-			eventually(t, "the counter is back", func() bool { return r.Info().Syscalls })
-			eventually(t, "the limit acts", func() bool { return atomic.LoadUint32(&r.programs.limits.enforcement.Action) != 0 })
-			made, used := p.standstill(), r.used().Syscalls
-			if made > l.Count+2*lease || made > used.Total {
-				t.Errorf("made %d calls of %d, counted %+v", made, l.Count, used)
-			}
-			if least := l.Count - l.Count/uncountedShare; made < least {
-				t.Errorf("held after %d calls, before %d of %d: counted %+v", made, least, l.Count, used)
+			for try := 1; ; try++ {
+				var early string
+				stall := stallsOf(t, func() { early = burstAfterLook(t, action) })
+				if early == "" {
+					return
+				}
+				if stall < tolerated || try == tries {
+					t.Fatalf("%s; the machine stood still for %v at most", early, stall)
+				}
+				t.Logf("again, since the machine stood still for %v: %s", stall, early)
 			}
 		})
 	}
+}
+
+// burstAfterLook has a plugin burst, and returns how the limit acted too early, if it has.
+func burstAfterLook(t *testing.T, action Action) (early string) {
+	t.Helper()
+	l, err := farCalls(action)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, p := watched(t, l)
+	defer r.close()
+	looked := r.programs.watch.looks.Load()
+	eventually(t, "a look", func() bool { return r.programs.watch.looks.Load() > looked })
+	p.burst()
+	eventually(t, "the counter is back", func() bool { return r.Info().Syscalls })
+	eventually(t, "the limit acts", func() bool { return atomic.LoadUint32(&r.programs.limits.enforcement.Action) != 0 })
+	made, used := p.rest(), r.used().Syscalls
+	if made > l.Count+2*lease || made > used.Total {
+		t.Errorf("made %d calls of %d, counted %+v", made, l.Count, used)
+	}
+	if least := l.Count - l.Count/uncountedShare; made < least {
+		return fmt.Sprintf("held after %d calls, before %d of %d: counted %+v", made, least, l.Count, used)
+	}
+	return ""
 }
 
 // usualCalls is a limit that a burst of some milliseconds uses up.

@@ -39,7 +39,7 @@ func (x *exchange) onConnection(conn net.Conn) bool {
 	}
 	x.upstream.replay.restart()
 	x.upstream.address = address
-	if x.upstream.attempts++; x.upstream.attempts > maxAttempts && x.protocol() != upstream.HTTP1 {
+	if x.upstream.attempts.Add(1) > maxAttempts && x.protocol() != upstream.HTTP1 {
 		x.giveUp(errRepeated)
 		return false
 	}

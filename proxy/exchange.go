@@ -39,7 +39,7 @@ type exchange struct {
 	outcome  authz.Outcome
 	upload   uploadState
 
-	mu       sync.Mutex // guards answer.settled and, of upstream, replay, address, attempts and wrote
+	mu       sync.Mutex // guards answer.settled and, of upstream, replay, address and wrote
 	upstream upstreamState
 	answer   answerState
 	giveUp   context.CancelCauseFunc
@@ -61,8 +61,8 @@ type upstreamState struct {
 	silent   bool                // no byte of the request was written
 	replay   *replayBody         // the body, while it may be sent again; nil for none
 	address  string
-	attempts int  // connections that net/http selected for the request
-	wrote    bool // its head was written on one of them
+	attempts atomic.Int32 // connections that net/http selected for the request
+	wrote    bool         // its head was written on one of them
 }
 
 // answerState is how far the answer to the plugin has come.

@@ -54,7 +54,7 @@ func (x *exchange) outbound(ctx context.Context) (*http.Request, error) {
 			return nil, err
 		}
 	}
-	return out.WithContext(httptrace.WithClientTrace(upstream.WithDecision(ctx, x.admission), &httptrace.ClientTrace{
+	return out.WithContext(httptrace.WithClientTrace(upstream.WithAccess(ctx, x.admission, &x.upstream.attempts), &httptrace.ClientTrace{
 		GotConn: x.gotConn, WroteHeaders: x.wroteHeaders, Got1xxResponse: x.passInformational,
 		GotFirstResponseByte: func() { x.upstream.answered.Store(true) },
 	})), nil

@@ -33,7 +33,6 @@ func (x *exchange) send(through *upstream.Pool, out *http.Request) (response *ht
 	if through.Idle != nil {
 		return x.overHTTP1(out, through.Idle)
 	}
-	defer func() { through.Note(out.URL.Host, response) }()
 	if out.Body == nil || x.protocol() == upstream.HTTP1 {
 		return through.Send(func() *http.Request { return out })
 	}

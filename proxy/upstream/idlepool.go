@@ -2,7 +2,6 @@ package upstream
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"net"
 	"net/http"
@@ -90,13 +89,8 @@ func newIdlePool(t *http.Transport) *IdlePool {
 		if err != nil {
 			return nil, err
 		}
-		config := t.TLSClientConfig.Clone()
-		config.ServerName, _, _ = net.SplitHostPort(address) // it is a destination's HostPort
-		secured := tls.Client(bottom, config)
-		ctx, cancel := context.WithTimeout(ctx, handshakeTimeout)
-		defer cancel()
-		if err := secured.HandshakeContext(ctx); err != nil {
-			_ = bottom.Close() // err is reported
+		secured, err := handshake(ctx, bottom, address, t.TLSClientConfig)
+		if err != nil {
 			return nil, err
 		}
 		if l, ok := ctx.Value(http1ConnKey{}).(*HTTP1Conn); ok {

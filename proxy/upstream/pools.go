@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/chaperone-proxy/chaperone/authz"
@@ -70,7 +71,7 @@ type Pool struct {
 	transport    *http.Transport
 	narrow       *http.Transport // where the first fails with errNoWideWindow; nil where it never does
 	Idle         *IdlePool       // in place of the transport's own for HTTP/1.1; nil for HTTP/2
-	OnlyHTTP1    HostSet         // those that answered over HTTP/1.1 where HTTP/2 was offered
+	OnlyHTTP1    HostSet         // those that selected HTTP/1.1 where HTTP/2 was offered
 	Patterns     *scrub.Patterns // nil without a credential that could be found
 	NamePatterns *scrub.Patterns // the same as it would be in a header's name
 }
@@ -212,13 +213,6 @@ func (s *HostSet) Has(host string) bool {
 	return ok
 }
 
-// Note remembers that an upstream has no HTTP/2.
-func (p *Pool) Note(host string, response *http.Response) {
-	if response != nil && response.ProtoMajor == 1 {
-		p.OnlyHTTP1.Add(host)
-	}
-}
-
 // Disown closes the connections to upstreams that belong to a connection of the
 // plugin which is gone.
 func (p *Pools) Disown(owner *session.Socket) {
@@ -236,22 +230,23 @@ func (p *Pools) makePool(a *authz.Admission, speak Protocol, slowed bool) (made 
 	made = new(Pool)
 	switch {
 	case speak == HTTP1 || slowed:
-		if made.transport, err = p.transport(a, speak, StreamWindow, ConnectionWindow); err == nil && speak == HTTP1 {
+		if made.transport, err = p.transport(a, speak, StreamWindow, ConnectionWindow, &made.OnlyHTTP1); err == nil && speak == HTTP1 {
 			made.Idle = newIdlePool(made.transport)
 		}
 		return made, err
 	default:
-		if made.transport, err = p.transport(a, speak, wideStream, wideConnection); err != nil {
+		if made.transport, err = p.transport(a, speak, wideStream, wideConnection, &made.OnlyHTTP1); err != nil {
 			return nil, err
 		}
-		made.narrow, err = p.transport(a, speak, narrowStream, narrowConnection)
+		made.narrow, err = p.transport(a, speak, narrowStream, narrowConnection, &made.OnlyHTTP1)
 		return made, err
 	}
 }
 
 // transport makes a part of a pool, with these windows in bytes. Each connection
-// is judged by the decision of the access that it is dialled for.
-func (p *Pools) transport(a *authz.Admission, speak Protocol, stream, connection int) (*http.Transport, error) {
+// is judged by the decision of the access that it is dialled for. Hosts that turn out not to
+// speak HTTP/2 are added to only.
+func (p *Pools) transport(a *authz.Admission, speak Protocol, stream, connection int, only *HostSet) (*http.Transport, error) {
 	config, err := clientTLS(a.Decision.Terms(), a.Injection)
 	if err != nil {
 		return nil, err
@@ -273,26 +268,47 @@ func (p *Pools) transport(a *authz.Admission, speak Protocol, stream, connection
 			MaxReceiveBufferPerStream:     stream, // of answers that the plugin does not take
 		},
 	}
+	queue := new(dialQueue)
 	switch speak {
 	case HTTP1:
 		t.Protocols.SetHTTP1(true)
 	case HTTP2:
 		t.Protocols.SetHTTP1(true)
 		t.Protocols.SetHTTP2(true)
+		config.NextProtos = []string{"h2", "http/1.1"}
+		t.DialTLSContext = queue.dialer(p.secureDialerOf(config, only, int64(connection)), only.Has)
 	case H2C:
 		t.Protocols.SetUnencryptedHTTP2(true)
+		t.DialContext = queue.dialer(t.DialContext, func(string) bool { return false })
 	}
 	return t, nil
 }
 
-// decisionKey is the context key of the decision that a transport dials for.
-type decisionKey struct{}
+// accessContext is the context of a request, by which a transport dials for it.
+type accessContext struct {
+	context.Context //nolint:containedctx // it is one
 
-// WithDecision returns a context in which the transport of a pool dials for an
+	admission   *authz.Admission
+	connections *atomic.Int32
+}
+
+// accessKey is the context key of the access that a transport dials for.
+type accessKey struct{}
+
+// Value implements [context.Context].
+func (c *accessContext) Value(key any) any {
+	if key == (accessKey{}) {
+		return c
+	}
+	return c.Context.Value(key)
+}
+
+// WithAccess returns a context in which the transport of a pool dials for an
 // admitted access. Accesses of one pool are to several hosts, and a host that is
-// an address is granted by other terms than a name.
-func WithDecision(ctx context.Context, a *authz.Admission) context.Context {
-	return context.WithValue(ctx, decisionKey{}, a)
+// an address is granted by other terms than a name. connections is how many connections
+// net/http has selected for the request so far.
+func WithAccess(ctx context.Context, a *authz.Admission, connections *atomic.Int32) context.Context {
+	return &accessContext{ctx, a, connections}
 }
 
 // dialerOf returns a transport's DialContext, for connections with a window of so
@@ -301,14 +317,8 @@ func WithDecision(ctx context.Context, a *authz.Admission) context.Context {
 func (p *Pools) dialerOf(speak Protocol, window int64) dialContext {
 	return func(ctx context.Context, _, address string) (net.Conn, error) {
 		holding := p.budget.Hold()
-		switch {
-		case speak == HTTP1:
-		case window == wideConnection:
-			if !holding.TakeShare(budget.Window, window, wideShare) {
-				return nil, errNoWideWindow
-			}
-		default:
-			if err := p.makeRoom(ctx, holding, budget.Window, window); err != nil {
+		if speak != HTTP1 {
+			if err := p.takeWindow(ctx, holding, window); err != nil {
 				return nil, err
 			}
 		}
@@ -321,15 +331,75 @@ func (p *Pools) dialerOf(speak Protocol, window int64) dialContext {
 	}
 }
 
+// takeWindow takes the memory for the window of a connection.
+func (p *Pools) takeWindow(ctx context.Context, holding *budget.Holding, window int64) error {
+	if window != wideConnection {
+		return p.makeRoom(ctx, holding, budget.Window, window)
+	}
+	if !holding.TakeShare(budget.Window, window, wideShare) {
+		return errNoWideWindow
+	}
+	return nil
+}
+
+// secureDialerOf returns a transport's DialTLSContext for upstreams that may speak HTTP/2.
+// Those that turn out not to are added to only, and need no window.
+func (p *Pools) secureDialerOf(config *tls.Config, only *HostSet, window int64) dialContext {
+	return func(ctx context.Context, _, address string) (net.Conn, error) {
+		holding := p.budget.Hold()
+		only1 := only.Has(address)
+		if !only1 {
+			if err := p.takeWindow(ctx, holding, window); err != nil {
+				return nil, err
+			}
+		}
+		raw, err := p.dial(ctx, address, holding)
+		if err != nil {
+			holding.End()
+			return nil, err
+		}
+		secured, err := handshake(ctx, &session.ReservedConn{Conn: raw, Reservation: holding}, address, config)
+		if err != nil {
+			return nil, err
+		}
+		switch http2 := secured.ConnectionState().NegotiatedProtocol == "h2"; {
+		case !http2:
+			only.Add(address)
+			holding.Give(budget.Window, window)
+		case only1:
+			if err := p.takeWindow(ctx, holding, window); err != nil {
+				_ = secured.Close() // err is reported
+				return nil, err
+			}
+		}
+		return secured, nil
+	}
+}
+
+// handshake begins TLS with an upstream on a connection, which it closes if that fails.
+func handshake(ctx context.Context, conn net.Conn, address string, config *tls.Config) (*tls.Conn, error) {
+	config = config.Clone()
+	config.ServerName, _, _ = net.SplitHostPort(address) // it is a destination's HostPort
+	secured := tls.Client(conn, config)
+	ctx, cancel := context.WithTimeout(ctx, handshakeTimeout)
+	defer cancel()
+	if err := secured.HandshakeContext(ctx); err != nil {
+		_ = conn.Close() // err is reported
+		return nil, err
+	}
+	return secured, nil
+}
+
 // dial dials for a transport. The transport's address is the destination's
 // HostPort, which the constructor reads back as it was. A connection that another
 // access to the same host and port waits for may be used by it: both were decided
 // by one rule of one generation.
 func (p *Pools) dial(ctx context.Context, address string, holding *budget.Holding) (net.Conn, error) {
-	admission, ok := ctx.Value(decisionKey{}).(*authz.Admission)
+	access, ok := ctx.Value(accessKey{}).(*accessContext)
 	if !ok {
 		return nil, &session.RefusalError{Reason: authz.NotReady, Detail: "the connection has no decision"}
 	}
+	admission := access.admission
 	destination, err := authz.NewDestination(authz.SchemeTCP, address, "")
 	if err != nil {
 		return nil, &session.RefusalError{Reason: authz.UpstreamUnreachable, Detail: "the destination is not known"}

@@ -23,7 +23,7 @@ import (
 func TestQuietStream(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ours, theirs := net.Pipe()
-		transport := testenv.MustGet(NewPools(nil, nil).transport(&authz.Admission{}, H2C, wideStream, wideConnection))(t)
+		transport := testenv.MustGet(NewPools(nil, nil).transport(&authz.Admission{}, H2C, wideStream, wideConnection, new(HostSet)))(t)
 		transport.DialContext = func(context.Context, string, string) (net.Conn, error) { return ours, nil }
 		ended := make(chan int, 1)
 		go func() { ended <- quietServer(theirs, time.Hour) }()

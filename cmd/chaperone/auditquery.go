@@ -64,7 +64,7 @@ func (c *cli) auditQueryCommand() *cobra.Command {
 	f.StringVar(&filter.Grant, "grant", "", "by this `GRANT`")
 	f.StringVar(&filter.Rule, "rule", "", "by this rule's `ID`")
 	f.StringVar(&filter.Method, "method", "", "with this `METHOD`; CONNECT for tunnels")
-	f.Var(command.OneOf(&filter.Scheme, "https", "http", "tls", "tcp", "udp", "unix"), "scheme", "with this `SCHEME`: https, http, tls, tcp, udp or unix")
+	f.Var(command.OneOf(&filter.Scheme, "https", "http", "tls", "tcp", "postgres", "redis", "udp", "unix"), "scheme", "with this `SCHEME`: https, http, tls, tcp, postgres, redis, udp or unix")
 	f.StringVar(&filter.Host, "host", "", "for this `HOST`, a name or an address")
 	f.Uint16Var(&filter.Port, "port", 0, "for this `PORT`")
 	f.IntVar(&filter.PID, "pid", 0, "by this process `ID`")
@@ -181,7 +181,7 @@ func recordsTable(w io.Writer, rows []audit.Entry) {
 			pid = strconv.Itoa(e.PID)
 		}
 		row(w, e.Time.UTC().Format("2006-01-02T15:04:05.000Z"), clipText(e.Kind), clipText(e.Plugin), clipText(e.Reason), clipText(e.Method),
-			clipText(targetText(e)), clipText(phrase.Rule(e.Grant, e.Rule)), pid, clipText(e.Exe), events(e), clipText(e.Detail))
+			clipText(targetText(e)), clipText(phrase.Rule(e.Grant, e.Rule)), pid, clipText(e.Exe), events(e), clipText(detailText(e)))
 	}
 }
 
@@ -195,6 +195,11 @@ func targetText(e audit.Entry) string {
 		to = e.Scheme + "://" + to
 	}
 	return to + e.Path
+}
+
+// detailText returns the detail of a record, and the facts of a statement.
+func detailText(e audit.Entry) string {
+	return strings.TrimSpace(e.Detail + " " + strings.Join(e.Facts, " "))
 }
 
 // events returns how many equal events are folded into a record.

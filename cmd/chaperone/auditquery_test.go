@@ -27,6 +27,7 @@ func writeLog(t *testing.T, w *env) string {
 		{Kind: authz.KindDecision, Door: authz.DoorKernel, Reason: "destination_not_granted", Scheme: "tcp", Host: "192.0.2.1", Port: 25, PID: 8, Count: 40},
 		{Kind: authz.KindDecision, Door: authz.DoorProxy, Reason: "malformed_request", Host: "\x1b[31mred", Detail: "a\tb\nc"},
 		{Kind: authz.KindRevocation, Reason: "revoked", Actor: "uid:0/root", Detail: "quarantine: x"},
+		{Kind: authz.KindDecision, Door: authz.DoorProxy, Reason: "statement_not_granted", Scheme: "postgres", Host: "db.example", Port: 5432, Facts: []string{"database:shop", "table:public.customers", "verb:select"}, PID: 9},
 	} {
 		r.Plugin, r.Time = "weather", at.Add(time.Duration(i)*time.Minute)
 		if r.PID == 0 {
@@ -47,7 +48,7 @@ func TestAuditQuery(t *testing.T) {
 		want   string // in what is printed
 		count  string // the output of --count; "" runs without the flag
 	}{
-		{"", 0, `"kind":"revocation"`, "6"},
+		{"", 0, `"kind":"revocation"`, "7"},
 		{"--host evil.example", 0, "evil.example", "1"},
 		{"--host EVIL.Example.", 0, "evil.example", "1"},
 		{"--host 192.0.2.1", 0, "192.0.2.1", "1"},
@@ -56,7 +57,10 @@ func TestAuditQuery(t *testing.T) {
 		{"--port 25 --door kernel", 0, "192.0.2.1", "1"},
 		{"--pid 8", 0, "192.0.2.1", "2"},
 		{"--scheme https --allowed --kind decision", 0, "granted", "1"},
-		{"--denied", 0, "malformed_request", "3"},
+		{"--denied", 0, "malformed_request", "4"},
+		{"--scheme postgres", 0, "db.example", "1"},
+		{"--scheme redis", 0, "", "0"},
+		{"--output table --pid 9", 0, "database:shop table:public.customers verb:select", ""},
 		{"--until 2026-01-02T03:01:00Z", 0, "granted", "1"},
 		{"--since 2026-01-02T03:01:00Z --until 2026-01-02T03:03:00Z", 0, "evil.example", "2"},
 		{"--since 10m", 0, "", "0"},

@@ -176,7 +176,11 @@ func askStatement(req *Request, d Decision, n candidate) (text string, grantable
 	}
 	connects := req.Facts.IsZero() || req.Facts.connects()
 	if fields := n.missingFields(); n.atDatabase() && n.live && fields != "" {
-		return fmt.Sprintf("ask for %s on %s", fields, n.rule.name()), !connects
+		text = fmt.Sprintf("ask for %s on %s", fields, n.rule.name())
+		if slices.Contains(n.missingOf(FactOpaque), "statement") { // its first word is not known
+			text = "correct the first word of the statement; if it is right, " + text
+		}
+		return text, !connects
 	}
 	what := "rule"
 	if d.Reason == NoGrant {

@@ -149,6 +149,11 @@ func TestStatements(t *testing.T) {
 			"weather may not use opaque do in database shop at db.internal:5432; rule read-orders of grant crm grants no statement whose text does not show its effect",
 			"ask for opaque: allow on rule read-orders of grant crm",
 		},
+		{ // not a statement of PostgreSQL that is known: perhaps a typing error
+			"database:shop opaque:statement", StatementNotGranted,
+			"weather may not use opaque statement in database shop at db.internal:5432; rule read-orders of grant crm grants no statement whose text does not show its effect",
+			"correct the first word of the statement; if it is right, ask for opaque: allow on rule read-orders of grant crm",
+		},
 		{"database:shop verb:set forbidden:role", StatementNotGranted, "weather may not use role, which is never granted", "remove role: no rule can grant it"},
 		{
 			"database:shop verb:begin setting:search_path", StatementNotGranted,

@@ -2,7 +2,6 @@ package sidecar
 
 import (
 	"net"
-	"net/http"
 	"net/netip"
 	"reflect"
 	"slices"
@@ -119,19 +118,19 @@ func (t *KernelTelemetry) hostOf(addr netip.Addr) string {
 // explainUngranted returns why no rule grants a destination, and what to ask for,
 // in the words of the least that could be asked there.
 func (t *KernelTelemetry) explainUngranted(to netip.AddrPort) (reason authz.Reason, detail, remedy string) {
-	scheme := authz.SchemeHTTPS
-	if to.Port() == authz.SchemeHTTP.DefaultPort() {
-		scheme = authz.SchemeHTTP
+	now, host := time.Now(), t.hostOf(to.Addr())
+	policy := t.cfg.Engine.Current()
+	scheme, target := policy.LikelyScheme(t.cfg.Plugin, host, to.Port()), ""
+	if scheme.HTTP() {
+		target = "/"
 	}
-	authority := net.JoinHostPort(t.hostOf(to.Addr()), strconv.Itoa(int(to.Port())))
+	authority := net.JoinHostPort(host, strconv.Itoa(int(to.Port())))
 	reason, detail = authz.DestinationNotGranted, string(t.cfg.Plugin)+" may not connect to "+authority
-	destination, err := authz.NewDestination(scheme, authority, "/")
+	destination, err := authz.NewDestination(scheme, authority, target)
 	if err != nil {
 		return reason, detail, ""
 	}
-	e := t.cfg.Engine.Current().Explain(authz.Request{
-		Principal: t.cfg.Plugin, Action: authz.Action{Method: http.MethodGet}, Destination: destination,
-	}, authz.Usage{}, time.Now())
+	e := policy.ExplainHost(t.cfg.Plugin, destination, now)
 	if !e.Decision.Reason.Allowed() {
 		reason = e.Decision.Reason
 	}

@@ -26,6 +26,7 @@ type refusalPrinter struct {
 type refusalKey struct {
 	reason              authz.Reason
 	method, url, plugin string
+	statement           string // the detail of a database's one: all have one URL
 }
 
 type shown struct {
@@ -69,7 +70,11 @@ func (p *refusalPrinter) print(r authz.Refusal) {
 	if remedy != "" && r.Decision != "" {
 		remedy += " (decision " + r.Decision + ")"
 	}
-	p.once(refusalKey{r.Reason, r.Method, r.URL, r.Plugin}, fmt.Sprintf("refused %s: %s: %s", what, r.Reason, r.Detail), remedy)
+	key := refusalKey{r.Reason, r.Method, r.URL, r.Plugin, ""}
+	if r.Reason == authz.StatementNotGranted {
+		key.statement = r.Detail
+	}
+	p.once(key, fmt.Sprintf("refused %s: %s: %s", what, r.Reason, r.Detail), remedy)
 }
 
 // event shows what went wrong with a connection and its remedy.

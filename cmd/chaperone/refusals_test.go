@@ -29,3 +29,18 @@ func TestRefusalsPrintedInASecond(t *testing.T) {
 		}
 	})
 }
+
+// The refused statements of a database have one URL, and each lacks something else.
+func TestRefusedStatementsAreEachPrinted(t *testing.T) {
+	var out strings.Builder
+	p := newRefusalPrinter(&out)
+	for _, table := range []string{"customers", "staff", "staff"} {
+		p.print(authz.Refusal{Reason: authz.StatementNotGranted, URL: "postgres://db.example:5432/shop", Detail: "may not use table public." + table})
+	}
+	for _, wait := range []string{"wait 2s", "wait 1s"} {
+		p.print(authz.Refusal{Reason: authz.QuotaExceeded, URL: "https://api.example", Detail: wait, Remedy: wait})
+	}
+	if n := strings.Count(out.String(), "refused "); n != 3 {
+		t.Errorf("printed %d refusals, want 3:\n%s", n, out.String())
+	}
+}

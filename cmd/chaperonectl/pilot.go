@@ -22,6 +22,7 @@ import (
 	"github.com/chaperone-proxy/chaperone/governance"
 	"github.com/chaperone-proxy/chaperone/governance/evidence"
 	"github.com/chaperone-proxy/chaperone/governance/grantcheck"
+	"github.com/chaperone-proxy/chaperone/governance/manifest"
 	"github.com/chaperone-proxy/chaperone/governance/pilot"
 	"github.com/chaperone-proxy/chaperone/internal/atomicfile"
 	"github.com/chaperone-proxy/chaperone/internal/command"
@@ -248,9 +249,7 @@ func (p *pilotRun) configure(r *repo, q *governance.Request, work string, args [
 		return cfg, err
 	}
 	cfg.Grant.NotAfter = time.Now().Add(cfg.For + pilotrun.Margin).UTC().Truncate(time.Second)
-	for _, g := range guardrailsOf(r.Repository, q.Plugin) {
-		cfg.Guardrails = append(cfg.Guardrails, configs.Object[configs.GuardrailSpec]{Metadata: configs.Metadata{Name: "signed-" + g.Guardrail.Name}, Spec: g.GuardrailSpec})
-	}
+	cfg.Guardrails = pilotGuardrails(r.Repository, q.Plugin, time.Now())
 	if p.load == "" {
 		return cfg, nil
 	}
@@ -309,6 +308,21 @@ func declaredAccess(r *repo, q *governance.Request) (authz.Grant, error) {
 // guardrailsOf returns the guardrails of the repository that apply to a plugin.
 func guardrailsOf(r *governance.Repository, plugin string) []governance.Guardrail {
 	return slices.DeleteFunc(slices.Clone(r.Guardrails), func(g governance.Guardrail) bool { return !g.Guardrail.AppliesTo(plugin) })
+}
+
+// pilotGuardrails returns the guardrails of a pilot, relaxed by the exemptions that are in
+// force. check judges for which permissions an exemption is; the pilot only measures them.
+func pilotGuardrails(r *governance.Repository, plugin string, now time.Time) (out []configs.Object[configs.GuardrailSpec]) {
+	for _, g := range guardrailsOf(r, plugin) {
+		spec := g.GuardrailSpec
+		for i := range r.Exemptions {
+			if e := &r.Exemptions[i].Exemption; e.Plugin == plugin && e.State(now, 0) == grantcheck.ExemptionActive {
+				spec.Ceilings = manifest.Relaxed(spec.Ceilings, e)
+			}
+		}
+		out = append(out, configs.Object[configs.GuardrailSpec]{Metadata: configs.Metadata{Name: "signed-" + g.Guardrail.Name}, Spec: spec})
+	}
+	return out
 }
 
 // statements returns both statements, compared with the guardrails and with the previous

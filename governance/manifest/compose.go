@@ -160,15 +160,16 @@ func (c *checker) problem(grant *authz.Grant, guardrails []authz.Guardrail, p au
 // helps reports whether a problem is gone under the ceilings of an exemption in place of
 // the guardrail's. An exemption states the one ceiling that it is for.
 func (c *checker) helps(e *grantcheck.Exemption, grant *authz.Grant, g authz.Guardrail, p authz.Problem) bool {
-	g.Never, g.Ceilings = nil, relaxed(g.Ceilings, e.Allow, strings.TrimPrefix(e.GuardrailRule, "ceilings."))
+	g.Never, g.Ceilings = nil, Relaxed(g.Ceilings, e)
 	_, problems := authz.Compile(authz.Input{Plugin: grant.Plugin, Grants: []authz.Grant{*grant}, Guardrails: []authz.Guardrail{g}}, c.in.Now)
 	return !slices.ContainsFunc(problems, func(q authz.Problem) bool {
 		return q.Path == p.Path && strings.Contains(q.Message, e.GuardrailRule+")")
 	})
 }
 
-// relaxed returns ceilings in which one is replaced, if the exemption states it.
-func relaxed(c, allow authz.Ceilings, field string) authz.Ceilings {
+// Relaxed returns ceilings in which the one of an exemption is replaced.
+func Relaxed(c authz.Ceilings, e *grantcheck.Exemption) authz.Ceilings {
+	field, allow := strings.TrimPrefix(e.GuardrailRule, "ceilings."), e.Allow
 	switch field {
 	case "schemes":
 		c.Schemes = slices.Concat(c.Schemes, allow.Schemes)

@@ -7,6 +7,7 @@ import (
 	"maps"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/chaperone-proxy/chaperone/audit"
@@ -279,7 +280,11 @@ func (o *Observer) undeclared(a *accesslog.Access, count uint64) {
 	}
 	u.Count += count
 	u.Last = a.Time.UTC()
-	if path := printable.Clip(a.Path, maxText); path != "" && len(u.Paths) < maxPaths && !slices.Contains(u.Paths, path) {
+	text := a.Path
+	if facts := a.Request.Facts.All(); len(facts) > 0 {
+		text = " " + strings.Join(facts, " ")
+	}
+	if path := printable.Clip(text, maxText); path != "" && len(u.Paths) < maxPaths && !slices.Contains(u.Paths, path) {
 		u.Paths = append(u.Paths, path)
 	}
 	if len(u.Decisions) < maxDecisions {

@@ -96,6 +96,27 @@ func TestObserverBounds(t *testing.T) {
 	}
 }
 
+// TestUndeclaredStatement has a plugin read a table that it did not declare: host and port
+// alone are those of what it declared.
+func TestUndeclaredStatement(t *testing.T) {
+	o := NewObserver("reader", []string{"read"}, nil)
+	a := accessTo("db.example", 5432, "", authz.Observed)
+	a.Method, a.Scheme = "", "postgres"
+	facts, err := authz.NewFacts(authz.ProtocolPostgres, authz.Fact{Kind: authz.FactDatabase, Name: "shop"}, authz.Fact{Kind: authz.FactTable, Name: "public.staff"}, authz.Fact{Kind: authz.FactVerb, Name: "select"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	a.Request.Facts = facts
+	if err := o.Access(a); err != nil {
+		t.Fatal(err)
+	}
+	tr := Trace{Undeclared: o.Observation().undeclared}
+	const want = "undeclared: postgres://db.example:5432 database:shop table:public.staff verb:select, 1 times"
+	if found := tr.Findings(); len(found) != 1 || !strings.HasPrefix(found[0].Text, want) {
+		t.Errorf("found %+v, want %q", found, want)
+	}
+}
+
 // TestOtherLogs refuses records of another plugin, and the log of another grant.
 func TestOtherLogs(t *testing.T) {
 	o := NewObserver("reader", []string{"read"}, nil)

@@ -1,6 +1,7 @@
 package governance
 
 import (
+	"cmp"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
@@ -80,7 +81,7 @@ func (r *Repository) mayDecide(q *Request, d Ruling) error {
 	case !r.signs(d.Role, dsse.KindApproval):
 		return fmt.Errorf("%s %s: role %q of the trust root signs no approvals", d.Decision, q.Dir, d.Role)
 	case !slices.Contains(r.people(d.Role, nil), d.Identity):
-		return fmt.Errorf("%s %s: no key of %s is in role %s", d.Decision, q.Dir, d.Identity, d.Role)
+		return fmt.Errorf("%s %s: no key of %s is in role %s; one of these has to sign: %s", d.Decision, q.Dir, d.Identity, d.Role, cmp.Or(strings.Join(r.people(d.Role, q.Authors), ", "), "nobody"))
 	case d.Decision == grantcheck.DecisionApprove && slices.Contains(q.Authors, d.Identity):
 		return fmt.Errorf("approve %s: %s submitted it, and an author never approves", q.Dir, d.Identity)
 	}

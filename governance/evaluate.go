@@ -61,9 +61,11 @@ type Stage struct {
 type Evaluation struct {
 	Request *Request
 	Issued  *Issued // the plugin's grant before this one; nil for none
-	Stages  []Stage
-	Score   int
-	Band    string
+	// Ends is when the grant of this request, which is in force, ends; otherwise the zero time.
+	Ends   time.Time
+	Stages []Stage
+	Score  int
+	Band   string
 	// Findings are of the check of the manifest, and Blocking those of scanners.
 	Findings []string
 	Blocking []string
@@ -131,6 +133,9 @@ func (r *Repository) Evaluate(ctx context.Context, q *Request, now time.Time) (*
 	r.evidence(e)
 	r.approvals(e)
 	e.finish()
+	if e.issuedAlready() {
+		e.Ends = r.Ends(e.Issued, now)
+	}
 	return e, nil
 }
 
@@ -179,7 +184,11 @@ func (r *Repository) people(role string, without []string) []string {
 func (r *Repository) approvals(e *Evaluation) {
 	s := e.stage(stageApprovals)
 	e.band = inBand(e.guardrails, e.Band)
+	early := len(e.before(stageApprovals)) > 0 // a grant is composed after them, and approvals are of a grant
 	if !e.band.stated || len(e.band.roles) == 0 && e.Band != grantcheck.BandLow {
+		if early {
+			return // the band may be another once they are done
+		}
 		e.problem(stageApprovals, Problem{Message: fmt.Sprintf("no guardrail states who approves in band %s; have one signed that does", e.Band), Role: "policy", People: r.people("policy", nil)})
 		return
 	}
@@ -187,8 +196,8 @@ func (r *Repository) approvals(e *Evaluation) {
 	if e.band.sla > 0 && !s.Since.IsZero() {
 		s.Due = s.Since.Add(e.band.sla)
 	}
-	if len(e.before(stageApprovals)) > 0 {
-		return // a grant is composed after them, and approvals are of a grant
+	if early {
+		return
 	}
 	r.draft(e)
 	need := slices.Clone(e.band.roles)

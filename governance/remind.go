@@ -2,6 +2,7 @@ package governance
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -33,8 +34,12 @@ func (r *Repository) Reminders(ctx context.Context, now time.Time, within time.D
 		}
 		if e.issuedAlready() {
 			spec := &e.Issued.Object.Spec
-			if spec.NotAfter.Before(soon) || !spec.Binding.RenewBefore.IsZero() && !spec.Binding.RenewBefore.After(now) {
-				out = append(out, Reminder{"grant ends", spec.NotAfter, "role release", "renew " + e.Request.Dir})
+			ends := spec.NotAfter
+			if !now.Before(e.Ends) { // perhaps because of an approval, which does not count any more
+				ends = e.Ends
+			}
+			if ends.Before(soon) || !spec.Binding.RenewBefore.IsZero() && !spec.Binding.RenewBefore.After(now) {
+				out = append(out, Reminder{"grant ends", ends, "role release", "renew " + e.Request.Dir})
 			}
 			for i := range e.Count.Valid {
 				// The grant ends with an approval that it needs.
@@ -51,6 +56,19 @@ func (r *Repository) Reminders(ctx context.Context, now time.Time, within time.D
 	}
 	slices.SortStableFunc(out, func(a, b Reminder) int { return a.At.Compare(b.At) })
 	return out, unread
+}
+
+// Ends returns when a grant ends: at the latest when an approval that it needs does.
+func (r *Repository) Ends(g *Issued, now time.Time) time.Time {
+	var ended *grantcheck.EndedError
+	v, err := grantcheck.Check(r.Root, g.Bundle, r.Terms(g.Object.Spec.Plugin), now)
+	switch {
+	case errors.As(err, &ended):
+		return ended.Verified.NotAfter
+	case err == nil:
+		return v.NotAfter
+	}
+	return g.Object.Spec.NotAfter // a sidecar refuses it for another reason
 }
 
 // Checked is the result of [Repository.VerifyFile].

@@ -41,8 +41,8 @@ func StatusOf(e *Evaluation) Status {
 		Plugin: e.Request.Plugin, Version: e.Request.Version, Stage: "issued", Score: e.Score, Band: e.Band,
 		Grant: e.Draft, Moved: e.Moved, Differences: e.Differences, Stages: e.Stages, DueText: "-",
 	}
-	if e.issuedAlready() {
-		s.NotAfter = e.Issued.Object.Spec.NotAfter
+	if s.NotAfter = e.Ends; !e.Ends.IsZero() && !e.now.Before(e.Ends) {
+		s.WaitsFor, s.DueText = "role release", "ended "+e.Ends.UTC().Format("2006-01-02 15:04Z")
 	}
 	at := e.Current()
 	if at == nil {

@@ -17,6 +17,7 @@ import (
 	"github.com/chaperone-proxy/chaperone/governance/report"
 	"github.com/chaperone-proxy/chaperone/internal/atomicfile"
 	"github.com/chaperone-proxy/chaperone/internal/command"
+	"github.com/chaperone-proxy/chaperone/internal/phrase"
 )
 
 func (c *cli) catalogCommand() *cobra.Command {
@@ -59,7 +60,7 @@ func (c *cli) writeCatalog(ctx context.Context, dir, out string) error {
 			return fmt.Errorf("write catalogue: %w", err)
 		}
 	}
-	c.say("%s: %d plugins, %d dates", filepath.Join(out, "index.html"), len(all.Plugins), len(all.Calendar))
+	c.say("%s: %s, %s", filepath.Join(out, "index.html"), phrase.Counted(len(all.Plugins), "plugin", "plugins"), phrase.Counted(len(all.Calendar), "date", "dates"))
 	return nil
 }
 

@@ -35,7 +35,7 @@ func (c *cli) exemptCommand() *cobra.Command {
 		Long: "Make exemptions/NAME.yaml and its signed form. An exemption is from one ceiling (ceilings.tlsMin), one condition\n" +
 			"(rules.ID) or one finding (severities.block with its id as --permission), has an owner, a ticket, a reason and an end,\n" +
 			"and is counted and reported. No exemption passes a never-list. Requests of the plugin are reviewed again.",
-		Example: "  chaperonectl plugin exempt EX-2026-014 --plugin crm-sync --permission write-crm --rule ceilings.tlsMin --allow '{tlsMin: \"1.2\"}' \\\n" +
+		Example: "  chaperonectl plugin exempt ex-2026-014 --plugin crm-sync --permission write-crm --rule ceilings.tlsMin --allow '{tlsMin: \"1.2\"}' \\\n" +
 			"    --owner payments --ticket SEC-8812 --justification 'The vendor moves to TLS 1.3' --expires 30d --key ana.key",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			k, err := signer(cmd.Context(), f.key)
@@ -65,7 +65,7 @@ func (c *cli) exempt(ctx context.Context, name string, f *exemptFlags, key dsse.
 		return command.Usage("exempt: --expires is missing: every exemption ends, as in --expires 30d")
 	}
 	if !authz.IsName(name) {
-		return command.Usage("exempt: %q is not a name; use letters, digits and dashes, as in ex-2026-014", name)
+		return command.Usage("exempt: %q is not a name; use lower-case letters, digits and dashes, as in ex-2026-014", name)
 	}
 	spec := configs.GrantExemption{
 		GuardrailRule: f.rule, Scope: configs.ExemptionScope{Plugin: f.plugin, Permission: f.permission},

@@ -113,8 +113,9 @@ type decideFlags struct {
 func (c *cli) decideCommand(decision grantcheck.Decision, short, long string) *cobra.Command {
 	var f decideFlags
 	name := string(decision)
+	also := map[bool]string{true: " --grant DIGEST", false: " --comment TEXT"}[decision == grantcheck.DecisionApprove]
 	cmd := &cobra.Command{
-		Use: name + " DIR --role ROLE --key KEY", Short: short, Long: long, Args: oneFolder(),
+		Use: name + " DIR --role ROLE --key KEY" + also, Short: short, Long: long, Args: oneFolder(),
 		Example: "  chaperonectl plugin " + name + " plugins/weather/1.4.0 --role security --key bo.key " + map[bool]string{true: "--grant sha256:...", false: "--comment 'Read the packet of 1.4.0'"}[decision == grantcheck.DecisionApprove],
 		RunE: func(cmd *cobra.Command, args []string) error {
 			k, err := signer(cmd.Context(), f.key)
@@ -325,6 +326,10 @@ func (c *cli) statusOfAll(ctx context.Context, dir string) error {
 		states = append(states, governance.StatusOf(e))
 	}
 	err = c.print(states, func(w io.Writer) {
+		if len(states) == 0 {
+			command.Row(w, "no request yet; begin with chaperonectl plugin init --name NAME -o plugins/NAME/VERSION/manifest.yaml")
+			return
+		}
 		command.Row(w, "PLUGIN", "VERSION", "STAGE", "RISK", "WAITS FOR", "DUE")
 		for i := range states {
 			s := &states[i]
@@ -337,12 +342,17 @@ func (c *cli) statusOfAll(ctx context.Context, dir string) error {
 func printStatus(w io.Writer, e *governance.Evaluation) {
 	s := governance.StatusOf(e)
 	command.Row(w, s.Plugin+" "+s.Version, "stage: "+s.Stage, fmt.Sprintf("risk %d (%s)", s.Score, s.Band))
+	if !s.NotAfter.IsZero() {
+		command.Row(w, "ends", s.NotAfter.UTC().Format("2006-01-02 15:04Z"))
+	}
 	for _, text := range s.Differences {
 		command.Row(w, "differs", text)
 	}
 	for _, stage := range s.Stages {
 		state := "done"
 		switch {
+		case stage.Name == s.Stage && len(stage.Problems) == 0: // the last, as others have problems
+			state = "ready: role release runs chaperonectl plugin issue " + e.Request.Dir
 		case !stage.Done && len(stage.Problems) == 0:
 			state = "waits"
 		case !stage.Done:

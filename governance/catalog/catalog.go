@@ -114,7 +114,7 @@ func plugin(ctx context.Context, r *governance.Repository, name string, now time
 	}
 	grant, err := r.Issued(name)
 	if err == nil && grant != nil {
-		p.Certification = certification(grant, now)
+		p.Certification = certification(r, grant, now)
 	}
 	for _, folder := range folders {
 		v, submission := version(ctx, r, name, folder, now)
@@ -144,11 +144,11 @@ func newer(a, b string) int {
 	return y.Compare(x)
 }
 
-func certification(grant *governance.Issued, now time.Time) *Certification {
-	spec := &grant.Object.Spec
+func certification(r *governance.Repository, grant *governance.Issued, now time.Time) *Certification {
+	spec, ends := &grant.Object.Spec, r.Ends(grant, now)
 	return &Certification{
 		Generation: spec.Binding.Generation, Band: spec.Binding.Band, Score: spec.Binding.Score,
-		NotBefore: spec.NotBefore, NotAfter: spec.NotAfter, Expired: !now.Before(spec.NotAfter), Digest: grant.Digest,
+		NotBefore: spec.NotBefore, NotAfter: ends, Expired: !now.Before(ends), Digest: grant.Digest,
 	}
 }
 

@@ -149,7 +149,7 @@ func (t *tallier) withdraw() {
 	}
 	for _, d := range t.approved {
 		if slices.ContainsFunc(t.withdrawn, func(w decision) bool { return w.Identity == d.Identity && !w.IssuedAt.Before(d.IssuedAt) }) {
-			t.void(d, &d.Approval, "it was withdrawn")
+			t.void(d, &d.Approval, "it was withdrawn at the same time or later; decide again")
 			continue
 		}
 		t.count.Valid = append(t.count.Valid, d.Approval)

@@ -30,7 +30,7 @@ func Grant(plugin string, m *configs.PluginManifest, credentials map[string]auth
 		source, ok := credentials[c.Name]
 		switch {
 		case !ok:
-			return authz.Grant{}, fmt.Errorf("grant %s: credential %s has no source; state its path in Vault and how it is injected", plugin, c.Name)
+			return authz.Grant{}, fmt.Errorf("grant %s: credential %s has no source; state it in credentials.yaml beside the manifest, as in credentials: [{name: %s, vault: {path: ...}, inject: {...}}]", plugin, c.Name, c.Name)
 		case !fits(c.Kind, source.Inject):
 			return authz.Grant{}, fmt.Errorf("grant %s: credential %s is asked for as %s, and its source injects %s; change one of the two", plugin, c.Name, c.Kind, source.Inject.Describe())
 		}

@@ -172,7 +172,7 @@ func TestGrantRefuses(t *testing.T) {
 		want     string
 	}{
 		"right":         {manifest(func(*configs.PluginManifest) {}), map[string]authz.CredentialSpec{"key": bearer}, ""},
-		"no source":     {manifest(func(*configs.PluginManifest) {}), nil, "has no source"},
+		"no source":     {manifest(func(*configs.PluginManifest) {}), nil, "has no source; state it in credentials.yaml beside the manifest"},
 		"another kind":  {manifest(func(*configs.PluginManifest) {}), map[string]authz.CredentialSpec{"key": basic}, "asked for as bearer, and its source injects basic"},
 		"unknown kind":  {manifest(func(m *configs.PluginManifest) { m.Credentials[0].Kind = "root" }), map[string]authz.CredentialSpec{"key": bearer}, "asked for as root"},
 		"not listed":    {manifest(func(m *configs.PluginManifest) { m.Credentials = nil }), map[string]authz.CredentialSpec{"key": bearer}, "does not list"},

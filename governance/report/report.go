@@ -157,9 +157,9 @@ func (r *Report) plugin(ctx context.Context, repository *governance.Repository, 
 		return requests, nil
 	}
 	if grant != nil {
-		spec := &grant.Object.Spec
-		if at := spec.Binding.RenewBefore; !at.IsZero() && !r.At.Before(at) || !r.At.Before(spec.NotAfter) {
-			r.Renewals = append(r.Renewals, Renewal{plugin, spec.Binding.Generation, at, spec.NotAfter, !r.At.Before(spec.NotAfter)})
+		binding, ends := grant.Object.Spec.Binding, repository.Ends(grant, r.At)
+		if at := binding.RenewBefore; !at.IsZero() && !r.At.Before(at) || !r.At.Before(ends) {
+			r.Renewals = append(r.Renewals, Renewal{plugin, binding.Generation, at, ends, !r.At.Before(ends)})
 		}
 	}
 	return requests, nil

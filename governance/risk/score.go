@@ -208,7 +208,11 @@ func traced(m *measured[pilot.Trace], p configs.BehaviourPoints) []Addend {
 			t.Mediation.CompletenessPPM, t.Mediation.Ended, t.Lost))
 	}
 	if !t.Coverage.Known || t.Coverage.UnseenPPM > smallUnseen {
-		out = append(out, point("unseen", "", p.UnseenMass, m.digest, "an estimated %d of 1,000,000 accesses are of a kind that the pilot did not see", t.Coverage.UnseenPPM))
+		unseen := fmt.Sprintf("an estimated %d of 1,000,000 accesses are of a kind that the pilot did not see", t.Coverage.UnseenPPM)
+		if !t.Coverage.Known {
+			unseen = fmt.Sprintf("the %d accesses of the pilot are too few to estimate what it did not see", t.Coverage.Accesses)
+		}
+		out = append(out, point("unseen", "", p.UnseenMass, m.digest, "%s", unseen))
 	}
 	return out
 }

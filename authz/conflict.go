@@ -26,7 +26,7 @@ func (c *compiler) conflicts(s *pluginPolicy) {
 				c.reportRule(r, "to.scheme", "%s at %s port %d contradicts scheme %s of %s; a host and port has one scheme", r.scheme, host, port, other.scheme, other.name())
 			case !sameCredential(r, other):
 				if database, same := r.matcher.sharedDatabase(other.matcher); same {
-					c.reportRule(r, "credential", "differs from the one of %s, which also grants database %s at %s port %d; a session has one login, so give both rules the same",
+					c.reportRule(r, "credential", "differs from the one of %s, which also grants database %s at %s port %d; a session has one login, so give both rules the same, in one grant",
 						other.name(), clip(database), host, port)
 				}
 			}

@@ -91,7 +91,7 @@ func (w *writer) rule(p *Proposal, r *Rule) {
 	if r.Undeclared {
 		w.line("  # UNDECLARED: no present rule names %s", list(r.To.Hosts))
 	}
-	w.line("  - id: %s # %d accesses", quote(r.ID), r.Count)
+	w.line("  - id: %s # %s", quote(r.ID), phrase.Counted(int(r.Count), "access", "accesses"))
 	w.line("    reason: %s", authz.ReasonTodo)
 	w.line("    to: {%s}", destination(&r.Rule))
 	if r.wildcard != "" {

@@ -337,7 +337,7 @@ func (c *PolicyControl) notices(now time.Time) []string {
 	cfg := c.config.Load()
 	for _, g := range cfg.Grants {
 		if !now.Before(g.NotAfter) {
-			out = append(out, fmt.Sprintf("grant %s ended at %s: its accesses are refused; write a later notAfter", g.Name, g.NotAfter.UTC().Format(time.RFC3339)))
+			out = append(out, fmt.Sprintf("grant %s ended at %s: its accesses are refused; %s", g.Name, g.NotAfter.UTC().Format(time.RFC3339), laterEnd(cfg)))
 		}
 	}
 	out = append(out, c.dateNotices(now)...)

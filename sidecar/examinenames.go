@@ -15,6 +15,14 @@ import (
 	"github.com/chaperone-proxy/chaperone/proxy/upstream"
 )
 
+// laterEnd returns how a grant lasts longer.
+func laterEnd(cfg *configs.Config) string {
+	if cfg.Trust != nil {
+		return "have it approved and issued again"
+	}
+	return "write a later notAfter"
+}
+
 // checkExpiry finds grants that have ended or end soon.
 func checkExpiry(cfg *configs.Config, now time.Time) []Finding {
 	var out []Finding
@@ -23,9 +31,9 @@ func checkExpiry(cfg *configs.Config, now time.Time) []Finding {
 		switch left := g.NotAfter.Sub(now); {
 		case left <= 0:
 			f.OK, f.Problem, f.Lost = false, "it has ended", "its accesses are refused"
-			f.Remedy = "write a later notAfter, or remove the grant"
+			f.Remedy = laterEnd(cfg) + ", or remove the grant"
 		case left <= configs.ExpiryNotice:
-			f.OK, f.Problem, f.Remedy = false, "it ends in "+configs.Until(now, g.NotAfter), "write a later notAfter if it is still needed"
+			f.OK, f.Problem, f.Remedy = false, "it ends in "+configs.Until(now, g.NotAfter), laterEnd(cfg)+" if it is still needed"
 		}
 		out = append(out, f)
 	}

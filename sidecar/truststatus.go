@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -38,7 +39,9 @@ func (s *Sidecar) signatureStatus(cfg *configs.Config, grant string, now time.Ti
 			Artifact: g.Binding.Artifact.Text(), RenewBefore: g.RenewBefore, Stale: g.Stale,
 		}
 		for _, a := range g.Approvals {
-			out.Approvals = append(out.Approvals, a.Identity+" as "+a.Role)
+			if who := a.Identity + " as " + a.Role; !slices.Contains(out.Approvals, who) { // perhaps approved twice
+				out.Approvals = append(out.Approvals, who)
+			}
 		}
 		used := s.exemptionUses(now)
 		for _, e := range g.Exemptions {

@@ -24,7 +24,7 @@ type HostAttempt struct {
 // suggest an uninspected tunnel to a host that speaks HTTP, unless rules for this
 // host grant tunnels and no requests. The error is for the operator's log.
 func (g *Gate) RefuseHost(s *Snapshot, a HostAttempt, now time.Time, src Source) (Refusal, error) {
-	scheme := s.LikelyScheme(a.Principal, a.Host, a.Port)
+	scheme := s.likelyScheme(a.Principal, a.Host, a.Port)
 	authority := net.JoinHostPort(a.Host, strconv.Itoa(int(a.Port)))
 	attempt := Attempt{
 		Principal: a.Principal, URL: string(scheme) + "://" + authority, Host: a.Host, HostOnly: a.HostOnly, Connect: a.Connect, Detail: a.Detail,
@@ -71,8 +71,22 @@ func (g *Gate) RefuseConnect(p Principal, to Destination, src Source) (refusal R
 	return refusal, true, err
 }
 
-// LikelyScheme returns the scheme that a plugin most likely uses with a host and port.
-func (s *Snapshot) LikelyScheme(p Principal, host string, port uint16) Scheme {
+// ExplainConnection is [Snapshot.ExplainHost] for a connection to a host and port, by the
+// scheme that the plugin most likely uses there. Its error reports a host that is not valid.
+func (s *Snapshot) ExplainConnection(p Principal, host string, port uint16, now time.Time) (Explanation, error) {
+	scheme, target := s.likelyScheme(p, host, port), ""
+	if scheme.HTTP() {
+		target = "/"
+	}
+	destination, err := NewDestination(scheme, net.JoinHostPort(host, strconv.Itoa(int(port))), target)
+	if err != nil {
+		return Explanation{}, err
+	}
+	return s.ExplainHost(p, destination, now), nil
+}
+
+// likelyScheme returns the scheme that a plugin most likely uses with a host and port.
+func (s *Snapshot) likelyScheme(p Principal, host string, port uint16) Scheme {
 	switch port {
 	case SchemeHTTP.DefaultPort():
 		return SchemeHTTP

@@ -118,19 +118,12 @@ func (t *KernelTelemetry) hostOf(addr netip.Addr) string {
 // explainUngranted returns why no rule grants a destination, and what to ask for,
 // in the words of the least that could be asked there.
 func (t *KernelTelemetry) explainUngranted(to netip.AddrPort) (reason authz.Reason, detail, remedy string) {
-	now, host := time.Now(), t.hostOf(to.Addr())
-	policy := t.cfg.Engine.Current()
-	scheme, target := policy.LikelyScheme(t.cfg.Plugin, host, to.Port()), ""
-	if scheme.HTTP() {
-		target = "/"
-	}
-	authority := net.JoinHostPort(host, strconv.Itoa(int(to.Port())))
-	reason, detail = authz.DestinationNotGranted, string(t.cfg.Plugin)+" may not connect to "+authority
-	destination, err := authz.NewDestination(scheme, authority, target)
+	host := t.hostOf(to.Addr())
+	reason, detail = authz.DestinationNotGranted, string(t.cfg.Plugin)+" may not connect to "+net.JoinHostPort(host, strconv.Itoa(int(to.Port())))
+	e, err := t.cfg.Engine.Current().ExplainConnection(t.cfg.Plugin, host, to.Port(), time.Now())
 	if err != nil {
 		return reason, detail, ""
 	}
-	e := policy.ExplainHost(t.cfg.Plugin, destination, now)
 	if !e.Decision.Reason.Allowed() {
 		reason = e.Decision.Reason
 	}

@@ -195,6 +195,15 @@ func (c *cli) explainRecord(ctx context.Context, cfg *configs.Config, id string)
 		Facts: entry.Facts,
 	}
 	if entry.Door == string(authz.DoorKernel) {
+		if entry.Reason == authz.DestinationNotGranted.String() && entry.Port != 0 {
+			snapshot, err := offline(cfg)
+			if err != nil {
+				return err
+			}
+			if now, err := snapshot.ExplainConnection(authz.Principal(entry.Plugin), entry.Host, entry.Port, cfg.Latest(time.Now())); err == nil {
+				e.Nearest, e.Remedy = now.Nearest, now.Remedy
+			}
+		}
 		return c.printExplained(e) // the kernel's hooks decide by more than a policy
 	}
 	if req, err := recordedRequest(entry); err == nil {

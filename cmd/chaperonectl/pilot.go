@@ -27,6 +27,7 @@ import (
 	"github.com/chaperone-proxy/chaperone/internal/atomicfile"
 	"github.com/chaperone-proxy/chaperone/internal/command"
 	"github.com/chaperone-proxy/chaperone/internal/dsse"
+	"github.com/chaperone-proxy/chaperone/internal/phrase"
 	"github.com/chaperone-proxy/chaperone/internal/pilotrun"
 )
 
@@ -163,7 +164,7 @@ func (p *pilotRun) measure(ctx context.Context, r *repo, q *governance.Request, 
 			return err
 		}
 	}
-	return p.report(performance, trace)
+	return p.report(performance, trace, filepath.Join(p.logFolder(r, q), "audit.jsonl"))
 }
 
 // checkArtifact refuses a program that is not the one of the request. Of an image the
@@ -372,7 +373,7 @@ func previousPerformance(r *repo, q *governance.Request) (*pilot.Performance, er
 
 // keepLog copies the audit log with its key to where the compliance checks look for it.
 func (p *pilotRun) keepLog(r *repo, q *governance.Request, work string) error {
-	to := cmp.Or(p.logDir, filepath.Join(r.dir, filepath.FromSlash(q.Dir), pilotFolder))
+	to := p.logFolder(r, q)
 	if err := os.MkdirAll(to, 0o700); err != nil {
 		return fmt.Errorf("keep the pilot's log: %w", err)
 	}
@@ -381,6 +382,11 @@ func (p *pilotRun) keepLog(r *repo, q *governance.Request, work string) error {
 	}
 	// The log has paths of requests, which are for no repository.
 	return atomicfile.Write(filepath.Join(to, ".gitignore"), []byte("*\n"), 0o600)
+}
+
+// logFolder is where the log of a pilot is kept.
+func (p *pilotRun) logFolder(r *repo, q *governance.Request) string {
+	return cmp.Or(p.logDir, filepath.Join(r.dir, filepath.FromSlash(q.Dir), pilotFolder))
 }
 
 // pilotFolder is the folder of a request that has the audit log of its pilot.
@@ -426,7 +432,7 @@ func (c *cli) putEvidence(ctx context.Context, r *repo, q *governance.Request, p
 }
 
 // report prints the result.
-func (p *pilotRun) report(performance pilot.Performance, trace pilot.Trace) error {
+func (p *pilotRun) report(performance pilot.Performance, trace pilot.Trace, log string) error {
 	findings := trace.Findings()
 	out := struct {
 		Performance pilot.Performance `json:"performance"`
@@ -440,6 +446,9 @@ func (p *pilotRun) report(performance pilot.Performance, trace pilot.Trace) erro
 		command.Say(w, "access: %s", trace.Verdict)
 		for _, f := range findings {
 			command.Say(w, "  %s: %s", f.Level, f.Text)
+		}
+		if len(trace.Undeclared) > 0 {
+			command.Say(w, "  the pilot's own log has them: chaperone audit query %s --reason observed --output table", phrase.ShellWord(log))
 		}
 		command.Say(w, "coverage: %s", trace.Coverage)
 	}); err != nil {

@@ -298,7 +298,7 @@ func (r *pilotRig) beyond(t *testing.T) {
     data: {classes: [internal], regions: [local], retention: none}
 `)
 	out := r.pilot(1, dir, "measurer", "undeclared="+r.api.URL(apiHost, "/echo?secret=1"))
-	contains(t, out, "access: FAILED", "error: undeclared: POST https://"+apiHost, "note: unused: permission never-used")
+	contains(t, out, "access: FAILED", "error: undeclared: POST https://"+apiHost, "note: unused: permission never-used", "chaperone audit query ", "audit.jsonl --reason observed --output table")
 	trace := evidenceOf[pilot.Trace](r, dir, pilot.TraceType)
 	if len(trace.Undeclared) != 1 || trace.Undeclared[0].Paths[0] != "/echo" || trace.Verdict != pilot.Failed {
 		t.Errorf("undeclared access is %+v, verdict %s", trace.Undeclared, trace.Verdict)

@@ -15,6 +15,7 @@ import (
 
 	"github.com/chaperone-proxy/chaperone/authz"
 	"github.com/chaperone-proxy/chaperone/internal/atomicfile"
+	"github.com/chaperone-proxy/chaperone/internal/sortlarge"
 )
 
 // leaseFile keeps on disk the ids of the leases that are not yet confirmed to be
@@ -114,7 +115,7 @@ func (f *leaseFile) state() storedState {
 	for _, l := range f.held {
 		kept.Leases = append(kept.Leases, l)
 	}
-	slices.SortFunc(kept.Leases, func(x, y storedLease) int { return strings.Compare(x.ID, y.ID) })
+	sortlarge.By(kept.Leases, func(x, y *storedLease) int { return strings.Compare(x.ID, y.ID) })
 	return kept
 }
 

@@ -5,12 +5,12 @@ import (
 	"errors"
 	"maps"
 	"net/http"
-	"slices"
 	"strings"
 	"sync"
 	"time"
 
 	"github.com/chaperone-proxy/chaperone/authz"
+	"github.com/chaperone-proxy/chaperone/internal/sortlarge"
 )
 
 // The states of a credential.
@@ -105,7 +105,7 @@ func (m *leaseManager) statuses(now dualTime) []LeaseStatus {
 	for _, e := range m.entries {
 		all = append(all, e.status(now))
 	}
-	slices.SortFunc(all, func(x, y LeaseStatus) int {
+	sortlarge.By(all, func(x, y *LeaseStatus) int {
 		return strings.Compare(x.Grant+"/"+x.Credential, y.Grant+"/"+y.Credential)
 	})
 	return all

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -19,6 +18,7 @@ import (
 	"github.com/chaperone-proxy/chaperone/internal/command"
 	"github.com/chaperone-proxy/chaperone/internal/phrase"
 	"github.com/chaperone-proxy/chaperone/internal/printable"
+	"github.com/chaperone-proxy/chaperone/internal/sortlarge"
 )
 
 // auditQuery is one run of audit query.
@@ -295,7 +295,7 @@ func (q *auditQuery) printSummary(ctx context.Context) error {
 	for _, s := range byValue {
 		rows = append(rows, *s)
 	}
-	slices.SortFunc(rows, func(a, b summaryRow) int {
+	sortlarge.By(rows, func(a, b *summaryRow) int {
 		return cmp.Or(cmp.Compare(b.Events, a.Events), strings.Compare(a.Value, b.Value))
 	})
 	if q.output = q.format; q.format == formatLines {

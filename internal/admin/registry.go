@@ -11,12 +11,12 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"syscall"
 
 	"github.com/chaperone-proxy/chaperone/internal/atomicfile"
 	"github.com/chaperone-proxy/chaperone/internal/runtimedir"
+	"github.com/chaperone-proxy/chaperone/internal/sortlarge"
 )
 
 // DefaultRegistry is where every sidecar of a host lists its admin socket.
@@ -126,7 +126,7 @@ func List(dir string) ([]Sidecar, error) {
 		}
 		found = append(found, s)
 	}
-	slices.SortFunc(found, func(a, b Sidecar) int {
+	sortlarge.By(found, func(a, b *Sidecar) int {
 		return cmp.Or(strings.Compare(a.Plugin, b.Plugin), strings.Compare(a.Socket, b.Socket))
 	})
 	return found, errors.Join(errs...)

@@ -11,6 +11,7 @@ import (
 	"github.com/chaperone-proxy/chaperone/configs"
 	"github.com/chaperone-proxy/chaperone/facts/resp"
 	"github.com/chaperone-proxy/chaperone/facts/sql"
+	"github.com/chaperone-proxy/chaperone/internal/sortlarge"
 	"github.com/chaperone-proxy/chaperone/policy"
 )
 
@@ -212,7 +213,7 @@ func (n *nameSet) granted() (counts map[string]uint64, stars map[string]star, su
 	if n.all > 0 {
 		suggested = append(suggested, suggestion{text: "*", values: int(n.all), depths: 0})
 	}
-	slices.SortFunc(suggested, func(a, b suggestion) int { return cmp.Compare(a.text, b.text) })
+	sortlarge.By(suggested, func(a, b *suggestion) int { return cmp.Compare(a.text, b.text) })
 	for name := range counts { // a shorter prefix grants them too
 		for other := range stars {
 			if prefix := strings.TrimSuffix(other, "*"); other != name && strings.HasPrefix(name, prefix) {

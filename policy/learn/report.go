@@ -5,6 +5,7 @@ import (
 	"strings"
 
 	"github.com/chaperone-proxy/chaperone/authz"
+	"github.com/chaperone-proxy/chaperone/internal/sortlarge"
 )
 
 // Report is a proposal for programs.
@@ -54,7 +55,7 @@ func (p *Proposal) Report(notes []string) Report {
 			e.Widenings = append(e.Widenings, Widening{name, s.String(), s.samples})
 		}
 		if len(r.stars) > 0 {
-			slices.SortFunc(e.Widenings, func(a, b Widening) int { return strings.Compare(a.Value, b.Value) })
+			sortlarge.By(e.Widenings, func(a, b *Widening) int { return strings.Compare(a.Value, b.Value) })
 		}
 		for _, s := range slices.Concat(r.suggested, r.evidence["keys"], r.evidence["channels"]) {
 			e.Suggested = append(e.Suggested, Widening{s.text, s.String(), s.samples})

@@ -12,6 +12,7 @@ import (
 
 	"github.com/chaperone-proxy/chaperone/authz"
 	"github.com/chaperone-proxy/chaperone/internal/printable"
+	"github.com/chaperone-proxy/chaperone/internal/sortlarge"
 	"github.com/chaperone-proxy/chaperone/policy"
 	"github.com/chaperone-proxy/chaperone/policy/accesslog"
 )
@@ -201,7 +202,7 @@ func (r *reading) suspicions(ctx context.Context) error {
 
 // join sorts windows and joins those that overlap.
 func join(windows []Interval) []Interval {
-	slices.SortFunc(windows, func(a, b Interval) int { return a.From.Compare(b.From) })
+	sortlarge.By(windows, func(a, b *Interval) int { return a.From.Compare(b.From) })
 	var out []Interval
 	for _, w := range windows {
 		if n := len(out); n > 0 && !w.From.After(out[n-1].Until) {

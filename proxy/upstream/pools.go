@@ -347,8 +347,8 @@ func (p *Pools) takeWindow(ctx context.Context, holding *budget.Holding, window 
 func (p *Pools) secureDialerOf(config *tls.Config, only *HostSet, window int64) dialContext {
 	return func(ctx context.Context, _, address string) (net.Conn, error) {
 		holding := p.budget.Hold()
-		only1 := only.Has(address)
-		if !only1 {
+		known := only.Has(address)
+		if !known {
 			if err := p.takeWindow(ctx, holding, window); err != nil {
 				return nil, err
 			}
@@ -366,7 +366,7 @@ func (p *Pools) secureDialerOf(config *tls.Config, only *HostSet, window int64) 
 		case !http2:
 			only.Add(address)
 			holding.Give(budget.Window, window)
-		case only1:
+		case known: // it has learnt HTTP/2 since
 			if err := p.takeWindow(ctx, holding, window); err != nil {
 				_ = secured.Close() // err is reported
 				return nil, err

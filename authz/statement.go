@@ -6,6 +6,10 @@ import (
 	"time"
 )
 
+// ErrSessionEnded is of a statement whose session has ended, as its connection can while the
+// statement is read, or was not admitted by the gate.
+var ErrSessionEnded = errors.New("admit statement: its session has ended, or no gate admitted it")
+
 // AdmitWithin admits a statement within the session of an admitted connection to a
 // database: the same principal, destination and source, with the statement's facts, which
 // name its database. It decides, spends and writes the audit record, in this order, and
@@ -23,7 +27,7 @@ func (g *Gate) admitWithin(ctx context.Context, session *Admission, facts Facts)
 	var cause error
 	switch {
 	case !session.isSession(g):
-		cause = errors.New("admit statement: its session has ended, or no gate admitted it")
+		cause = ErrSessionEnded
 	case !facts.hasDatabase():
 		a.Decision.Reason = StatementUnreadable
 	default:
@@ -36,6 +40,9 @@ func (g *Gate) admitWithin(ctx context.Context, session *Admission, facts Facts)
 	}
 	if !a.Decision.Allowed() {
 		a.Refusal = snapshot.refusal(a.Request, a.Decision, a.ID, a.started)
+	}
+	if errors.Is(cause, ErrSessionEnded) {
+		a.Refusal.Detail, a.Refusal.Remedy = "the session has ended", "connect again"
 	}
 	return a, snapshot, cause
 }

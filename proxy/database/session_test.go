@@ -15,6 +15,7 @@ import (
 	"github.com/chaperone-proxy/chaperone/authz"
 	"github.com/chaperone-proxy/chaperone/internal/budget"
 	"github.com/chaperone-proxy/chaperone/internal/testenv"
+	"github.com/chaperone-proxy/chaperone/proxy/database"
 	"github.com/chaperone-proxy/chaperone/proxy/placeholder"
 	"github.com/chaperone-proxy/chaperone/proxy/session"
 )
@@ -165,29 +166,50 @@ func (w *world) awaitIdle() {
 	testenv.Eventually(w.t, "sessions without a writer", func() (int, bool) { return 0, w.writers.Load() == 0 })
 }
 
-// TestKeptStatementsAreBounded keeps statements of many facts, which count as the plugin's memory,
-// up to a number. One that is kept already takes no more.
-func TestKeptStatementsAreBounded(t *testing.T) {
-	w := newWorld(t, rule("read", "shop", "listen"))
+// openByPipe opens a session of a plugin at the other end of a pipe.
+func (w *world) openByPipe(t *testing.T) (s *database.Session, c *session.Conn, far net.Conn) {
+	t.Helper()
 	near, far := net.Pipe()
-	defer far.Close()
 	socket := &session.Socket{Raw: near, Proved: true, Memory: w.budget.Hold(), OutOfMemory: func() {}, Forget: func(s *session.Socket) { s.Memory.End() }}
-	c := session.NewConn(socket)
-	defer c.Close()
+	c = session.NewConn(socket)
 	to, err := authz.NewDestination(authz.SchemePostgres, session.JoinHostPort(host, w.server.port), "")
 	testenv.Must(t, err)
-	shop := authz.Fact{Kind: authz.FactDatabase, Name: "shop"}
-	facts, err := authz.NewFacts(authz.ProtocolPostgres, shop)
+	facts, err := authz.NewFacts(authz.ProtocolPostgres, authz.Fact{Kind: authz.FactDatabase, Name: "shop"})
 	testenv.Must(t, err)
 	s, refusal := w.front.Open(t.Context(), c, to, facts)
 	if refusal != nil {
 		t.Fatalf("refused: %+v", refusal)
 	}
+	return s, c, far
+}
+
+// TestStatementOfAnEndedSession has a statement come while its session ends, whose end is
+// reported by itself.
+func TestStatementOfAnEndedSession(t *testing.T) {
+	w := newWorld(t, rule("read", "shop", "select"))
+	s, c, far := w.openByPipe(t)
+	defer far.Close()
+	defer c.Close()
+	s.End(authz.Outcome{})
+	facts, err := authz.NewFacts(authz.ProtocolPostgres, authz.Fact{Kind: authz.FactDatabase, Name: "shop"}, authz.Fact{Kind: authz.FactVerb, Name: "select"})
+	testenv.Must(t, err)
+	if _, refusal := s.Admit(t.Context(), facts); refusal == nil || refusal.Detail != "the session has ended" || len(w.refused()) != 0 {
+		t.Errorf("got %+v, and %+v are reported, want one that the session has ended and no report", refusal, w.refused())
+	}
+}
+
+// TestKeptStatementsAreBounded keeps statements of many facts, which count as the plugin's memory,
+// up to a number. One that is kept already takes no more.
+func TestKeptStatementsAreBounded(t *testing.T) {
+	w := newWorld(t, rule("read", "shop", "listen"))
+	s, c, far := w.openByPipe(t)
+	defer far.Close()
+	defer c.Close()
 	defer s.End(authz.Outcome{})
 	before, _ := w.budget.Held(budget.Request)
 	kept := 0
 	for i := range 100 {
-		names := []authz.Fact{shop, {Kind: authz.FactVerb, Name: "listen"}}
+		names := []authz.Fact{{Kind: authz.FactDatabase, Name: "shop"}, {Kind: authz.FactVerb, Name: "listen"}}
 		for n := range 50 {
 			names = append(names, authz.Fact{Kind: authz.FactTable, Name: fmt.Sprint(i/2, ".", n, strings.Repeat("x", 100))})
 		}
@@ -214,18 +236,8 @@ func TestKeptStatementsAreBounded(t *testing.T) {
 // the session was cut, and before the plugin's connection is reset.
 func TestCutSendsOnlyTheLastMessage(t *testing.T) {
 	w := newWorld(t, rule("read", "shop", "select"))
-	near, far := net.Pipe()
+	s, c, far := w.openByPipe(t)
 	defer far.Close()
-	socket := &session.Socket{Raw: near, Proved: true, Memory: w.budget.Hold(), OutOfMemory: func() {}, Forget: func(s *session.Socket) { s.Memory.End() }}
-	c := session.NewConn(socket)
-	to, err := authz.NewDestination(authz.SchemePostgres, session.JoinHostPort(host, w.server.port), "")
-	testenv.Must(t, err)
-	facts, err := authz.NewFacts(authz.ProtocolPostgres, authz.Fact{Kind: authz.FactDatabase, Name: "shop"})
-	testenv.Must(t, err)
-	s, refusal := w.front.Open(t.Context(), c, to, facts)
-	if refusal != nil {
-		t.Fatalf("refused: %+v", refusal)
-	}
 	var late error
 	s.Serve(func(error) { _, late = s.Write([]byte("late\n")) }, func() bool { return true })
 	read := make(chan string, 1)

@@ -88,7 +88,10 @@ func (s *Session) Admit(ctx context.Context, facts authz.Facts) (*Statement, *au
 	ctx, stop := s.waitContext(ctx)
 	defer stop()
 	a, err := s.front.cfg.Gate.AdmitWithin(ctx, s.admission, facts)
-	if err != nil {
+	switch {
+	case errors.Is(err, authz.ErrSessionEnded): // the end of the connection has its own message and record
+		return nil, a.Refusal
+	case err != nil:
 		s.front.cfg.Log.Warn("statement admission failed", zap.String("decision", a.ID), zap.Error(err))
 	}
 	if a.Refusal != nil {

@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"encoding/json"
 	"flag"
+	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -183,6 +185,48 @@ func TestSARIFSeverities(t *testing.T) {
 		var p FindingsPredicate
 		if err := json.Unmarshal(found[0].Predicate, &p); err != nil || len(p.Findings) != 1 || p.Findings[0].Severity != test.want {
 			t.Errorf("%s: findings are %+v (%v), want one of severity %s", name, p.Findings, err, test.want)
+		}
+	}
+}
+
+// readFindingsOf returns the findings of results of one tool.
+func readFindingsOf(t *testing.T, results ...string) []Finding {
+	t.Helper()
+	found, err := Normalise([]byte(sarifWith(`"results":[`+strings.Join(results, ",")+`]`)), Options{IssuedAt: made})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var p FindingsPredicate
+	if err := json.Unmarshal(found[0].Predicate, &p); err != nil {
+		t.Fatal(err)
+	}
+	return p.Findings
+}
+
+// Two results of a rule in one file are two findings, also where their tool gives both one
+// fingerprint: a person who judges one of them has not judged the other.
+func TestSARIFIdentities(t *testing.T) {
+	at := func(fingerprints string, line, column int) string {
+		return fmt.Sprintf(`{"ruleId":"a","message":{"text":"m"},%s"locations":[{"physicalLocation":{"artifactLocation":{"uri":"x.go"},"region":{"startLine":%d,"startColumn":%d}}}]}`, fingerprints, line, column)
+	}
+	for name, test := range map[string]struct {
+		fingerprints string
+		moves        bool // with its line
+	}{
+		"none":        {``, true},
+		"without log": {`"fingerprints":{"matchBasedId/v1":"requires login"},`, true},
+		"empty":       {`"partialFingerprints":{"commitSha":"","email":""},`, true},
+		"of a commit": {`"partialFingerprints":{"commitSha":"c0ffee","email":""},`, false},
+	} {
+		one, moved := readFindingsOf(t, at(test.fingerprints, 3, 1)), readFindingsOf(t, at(test.fingerprints, 9, 1))
+		if len(one) != 1 || (one[0].ID != moved[0].ID) != test.moves {
+			t.Errorf("%s: the id of a result that moves changes: %t, want %t", name, one[0].ID != moved[0].ID, test.moves)
+		}
+		for _, other := range []string{at(test.fingerprints, 9, 1), at(test.fingerprints, 3, 7)} {
+			two := readFindingsOf(t, at(test.fingerprints, 3, 1), other, other)
+			if again := readFindingsOf(t, other, at(test.fingerprints, 3, 1)); len(two) != 2 || !slices.EqualFunc(two, again, func(a, b Finding) bool { return a.ID == b.ID }) {
+				t.Errorf("%s: findings are %+v and in another order %+v, want two", name, two, again)
+			}
 		}
 	}
 }

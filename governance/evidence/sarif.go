@@ -80,7 +80,8 @@ type (
 					URI string `json:"uri"`
 				} `json:"artifactLocation"`
 				Region struct {
-					StartLine int `json:"startLine"`
+					StartLine   int `json:"startLine"`
+					StartColumn int `json:"startColumn"`
 				} `json:"region"`
 			} `json:"physicalLocation"`
 		} `json:"locations"`
@@ -123,6 +124,7 @@ func readSARIF(data []byte, source Source, o Options) ([]Normalised, error) {
 	source.Format = "sarif-2.1.0"
 	var r reader
 	var found []Finding
+	places := &distinguisher{first: map[string]string{}, several: map[string]bool{}}
 	for i := range log.Runs {
 		run := &log.Runs[i]
 		checkRun(&r, run, i, &source)
@@ -136,9 +138,11 @@ func readSARIF(data []byte, source Source, o Options) ([]Normalised, error) {
 			}
 			if counts {
 				found = append(found, f)
+				places.add(f.ID, (*run.Results)[j].place())
 			}
 		}
 	}
+	places.distinguish(found)
 	source.Tools = sortTools(source.Tools)
 	out, err := findingsPredicate(o.head(), source, found, nil)
 	if err != nil {
@@ -237,9 +241,9 @@ func secretScanners() []string {
 // identity returns what distinguishes a result from others of its rule in its file: the
 // tool's fingerprints, or else the line and the message.
 func (in *sarifResult) identity(line int) string {
-	all := maps.Clone(in.Fingerprints)
+	all := fingerprints(in.Fingerprints)
 	if len(all) == 0 {
-		all = in.Partial
+		all = fingerprints(in.Partial)
 	}
 	if len(all) == 0 {
 		return strconv.Itoa(line) + " " + in.Message.Text + in.Message.ID
@@ -249,6 +253,49 @@ func (in *sarifResult) identity(line int) string {
 		fmt.Fprintf(&out, "%d:%s=%d:%s;", len(key), key, len(all[key]), all[key])
 	}
 	return out.String()
+}
+
+// fingerprints returns fingerprints without those that identify nothing: gitleaks writes empty ones for
+// a file that is in no repository, and Semgrep one text for every result of a user without a login.
+func fingerprints(all map[string]string) map[string]string {
+	out := maps.Clone(all)
+	maps.DeleteFunc(out, func(_, value string) bool { return value == "" || value == "requires login" })
+	return out
+}
+
+// place returns where a result is, and what it states.
+func (in *sarifResult) place() string {
+	var out strings.Builder
+	for _, l := range in.Locations[:min(len(in.Locations), 1)] {
+		fmt.Fprintf(&out, "%d:%d ", l.Physical.Region.StartLine, l.Physical.Region.StartColumn)
+	}
+	return out.String() + in.Message.Text + in.Message.ID
+}
+
+// distinguisher separates findings whose tool gave them one identity, as some scanners do by
+// fingerprints of a commit or of equal lines: who judges one of them must not judge all.
+type distinguisher struct {
+	places  []string          // of each finding, in their order
+	first   map[string]string // place of the first finding with an id
+	several map[string]bool   // ids in several places
+}
+
+func (d *distinguisher) add(id, place string) {
+	d.places = append(d.places, place)
+	if first, again := d.first[id]; !again {
+		d.first[id] = place
+	} else if first != place {
+		d.several[id] = true
+	}
+}
+
+// distinguish sets an id of its own for each place of findings that share one.
+func (d *distinguisher) distinguish(found []Finding) {
+	for i := range found {
+		if f := &found[i]; d.several[f.ID] {
+			f.ID = findingID(f.ID, d.places[i])
+		}
+	}
 }
 
 // component returns the part of the tool that has a result's rule, by its index, GUID or name

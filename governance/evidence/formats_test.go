@@ -173,6 +173,7 @@ func TestSARIFSeverities(t *testing.T) {
 		"by index":                {with(`"rule":{"id":"a","toolComponent":{"index":1}}`), Critical},
 		"by GUID":                 {with(`"rule":{"id":"a","toolComponent":{"guid":"11111111-abcd"}}`), Critical},
 		"by name":                 {with(`"rule":{"id":"a","toolComponent":{"name":"pack"}}`), Critical},
+		"below its rule":          {with(`"rule":{"id":"a/b","toolComponent":{"index":1}}`), Critical},
 		"of the driver":           {with(`"rule":{"id":"a","toolComponent":{"name":"s"}}`), Medium},
 		"informational":           {with(`"ruleId":"b","kind":"informational"`), None},
 		"informational and error": {with(`"ruleId":"b","kind":"informational","level":"error"`), High},
@@ -228,6 +229,14 @@ func TestSARIFIdentities(t *testing.T) {
 				t.Errorf("%s: findings are %+v and in another order %+v, want two", name, two, again)
 			}
 		}
+	}
+}
+
+// A writer that leaves nothing out has fields without a value.
+func TestSARIFWithoutValues(t *testing.T) {
+	const text = `{"version":"2.1.0","inlineExternalProperties":[],"runs":[{"tool":{"driver":{"name":"s"}},"results":[],"externalPropertyFileReferences":{"results":null,"driver":null,"extensions":[],"invocations":[]}}]}`
+	if _, err := Normalise([]byte(text), Options{IssuedAt: made}); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -181,7 +181,7 @@ func (j *junitReader) end() {
 		}
 	case "testsuite", "testsuites":
 		if e.stated > e.failed {
-			j.fail("%s states %d failures and errors, but has %d: the report is cut", e.name, e.stated, e.failed)
+			j.fail("%s states %d failures and errors, but lists %d: the report is cut, or its runner counts more than tests, as gotestsum counts what a build prints; add the output of go test -json instead", e.name, e.stated, e.failed)
 		}
 	}
 	if parent := j.top(); parent != nil {

@@ -118,7 +118,7 @@ func readSARIF(data []byte, source Source, o Options) ([]Normalised, error) {
 	switch {
 	case len(log.Runs) == 0:
 		return nil, fmt.Errorf("it has no run: no tool ran")
-	case log.Inline != nil:
+	case stated(log.Inline):
 		return nil, fmt.Errorf("it has inlineExternalProperties (section 3.13.5), which may be results and rules of its runs; write them into the runs")
 	}
 	source.Format = "sarif-2.1.0"
@@ -151,6 +151,12 @@ func readSARIF(data []byte, source Source, o Options) ([]Normalised, error) {
 	return []Normalised{out}, nil
 }
 
+// stated reports whether a field is there, and neither null nor an empty list, as writers that
+// leave nothing out have it.
+func stated(raw json.RawMessage) bool {
+	return !slices.Contains([]string{"", "null", "[]"}, string(raw))
+}
+
 // checkRun refuses a run whose findings are not all here, and notes its tool and time.
 func checkRun(r *reader, run *sarifRun, i int, source *Source) {
 	driver := run.Tool.Driver
@@ -160,7 +166,7 @@ func checkRun(r *reader, run *sarifRun, i int, source *Source) {
 	}
 	source.Tools = append(source.Tools, Tool{r.required(fmt.Sprintf("runs[%d].tool.driver.name", i), driver.Name), r.name("version", version)})
 	switch {
-	case run.External != nil && (run.External.Results != nil || run.External.Driver != nil || run.External.Extensions != nil || run.External.Invocations != nil):
+	case run.External != nil && (stated(run.External.Results) || stated(run.External.Driver) || stated(run.External.Extensions) || stated(run.External.Invocations)):
 		r.fail("runs[%d]: its results, rules or invocations are in another file (externalPropertyFileReferences); merge them into this one", i)
 	case run.Results == nil:
 		r.fail("runs[%d] has no list of results: the tool did not scan (section 3.14.23)", i)
@@ -355,9 +361,12 @@ func (run *sarifRun) rule(r *reader, in *sarifResult) sarifRule {
 		}
 		return rule
 	}
-	for _, rule := range component.Rules {
-		if rule.ID == id && id != "" {
-			return rule
+	for _, name := range []string{id, id[:max(strings.LastIndexByte(id, '/'), 0)]} { // the latter is above, see section 3.27.5
+		for _, rule := range component.Rules {
+			if rule.ID == name && name != "" {
+				rule.ID = id
+				return rule
+			}
 		}
 	}
 	return sarifRule{ID: id}
@@ -384,15 +393,15 @@ func (f *Finding) rate(r *reader, in *sarifResult, rule sarifRule) {
 	if level == "" && rule.Default != nil {
 		level = rule.Default.Level
 	}
-	stated := ofLevel(r, level)
+	byLevel := ofLevel(r, level)
 	switch {
 	case in.Kind == "open" || in.Kind == "review":
-		stated = Unknown // a person has to look at it
+		byLevel = Unknown // a person has to look at it
 	case in.Kind == "informational" && in.Level == "":
-		stated = None
+		byLevel = None
 	}
 	if f.Severity == "" {
-		f.Severity = stated
+		f.Severity = byLevel
 	}
 }
 

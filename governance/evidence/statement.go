@@ -39,7 +39,7 @@ type Item struct {
 	Predicate json.RawMessage
 
 	stated   time.Time      // by the source; zero if it states none
-	need     map[string]int // the thresholds of the roles of Signed; 1 for one that is not there
+	need     map[string]int // the thresholds of all roles that sign this type, as [united] adds signers; 1 for one that is not there
 	findings *FindingsPredicate
 }
 
@@ -75,13 +75,14 @@ func Read(root *dsse.Root, env *dsse.Envelope) (Item, error) {
 	if err != nil {
 		return Item{}, fmt.Errorf("read evidence %s: %w", doc.Digest, err)
 	}
-	item.Digest = doc.Digest
+	item.Digest, item.need = doc.Digest, map[string]int{}
 	var roles []string
 	for _, role := range root.Spec().Roles {
 		if !slices.Contains(role.Kinds, dsse.KindEvidence) || !slices.Contains(role.PredicateTypes, item.PredicateType) {
 			continue
 		}
 		roles = append(roles, role.Name)
+		item.need[role.Name] = root.Threshold(role.Name)
 		if len(doc.Identities(role.Name)) < root.Threshold(role.Name) {
 			continue
 		}
@@ -90,10 +91,6 @@ func Read(root *dsse.Root, env *dsse.Envelope) (Item, error) {
 				item.Signed = append(item.Signed, s)
 			}
 		}
-		if item.need == nil {
-			item.need = map[string]int{}
-		}
-		item.need[role.Name] = root.Threshold(role.Name)
 	}
 	switch {
 	case len(roles) == 0:

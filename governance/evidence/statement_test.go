@@ -455,3 +455,34 @@ func TestThresholdWithoutAuthors(t *testing.T) {
 		}
 	}
 }
+
+// TestThresholdOfUnited: a statement that one role signed in a file and another in a second one needs
+// as many of each as either file alone.
+func TestThresholdOfUnited(t *testing.T) {
+	p := newPeople(t)
+	spec := p.root.Spec()
+	const performance = prefix + "measured-performance/v1"
+	for i := range spec.Roles {
+		if spec.Roles[i].Name == RoleSecurity {
+			spec.Roles[i].PredicateTypes = append(spec.Roles[i].PredicateTypes, performance)
+		}
+	}
+	root, err := dsse.NewRoot(spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	payload := statement(t, performance, emptyScan, testArtifact)
+	var items []Item
+	for _, keys := range [][]dsse.PrivateKey{{p.security}, {p.scanner, p.scanner2}} {
+		item, err := Read(root, sign(t, dsse.KindEvidence, payload, keys...))
+		if err != nil {
+			t.Fatal(err)
+		}
+		items = append(items, item)
+	}
+	for _, all := range [][]Item{items, {items[1], items[0]}} {
+		if got := Current(all); len(got) != 1 || got[0].SignedAs("measurer", []string{"ci2"}) || !got[0].SignedAs("measurer", nil) {
+			t.Errorf("%v: one of two who measured is an author, and both are needed", got[0].Signed)
+		}
+	}
+}

@@ -241,7 +241,7 @@ func (s Status) rank() int {
 
 // applies reports whether a statement is about a finding: its vulnerability, or the
 // finding's own id, in a component of it or in the whole artifact.
-func (v *VEX) applies(f *Finding, t Target) bool { return v.isOf(t) && v.names(f, t) }
+func (v *VEX) applies(f *Finding, t Target) bool { return v.isOf(t) && v.names(f) && v.isIn(f, t) }
 
 // isOf reports whether a statement is about the artifact, or about a component in any product.
 func (v *VEX) isOf(t Target) bool {
@@ -250,12 +250,14 @@ func (v *VEX) isOf(t Target) bool {
 	})
 }
 
-// names reports whether a statement names a finding, in whatever product.
-func (v *VEX) names(f *Finding, t Target) bool {
+// names reports whether a statement names a finding, in whatever product and component.
+func (v *VEX) names(f *Finding) bool {
 	ids := append([]string{v.Vulnerability}, v.Aliases...)
-	if !slices.ContainsFunc(ids, func(id string) bool { return f.named(id) || id == f.ID }) {
-		return false
-	}
+	return slices.ContainsFunc(ids, func(id string) bool { return f.named(id) || id == f.ID })
+}
+
+// isIn reports whether a statement is about the component of a finding, or about the whole artifact.
+func (v *VEX) isIn(f *Finding, t Target) bool {
 	if len(v.Components) == 0 {
 		return true
 	}
@@ -302,12 +304,26 @@ func Blocking(findings []Finding, vex []VEX, plans []Plan, t Target, threshold S
 		}
 		if judged.Status != "" {
 			why += "; " + judged.text()
-		} else if i := slices.IndexFunc(vex, func(v VEX) bool { return v.names(f, t) }); i >= 0 {
-			why += fmt.Sprintf("; VEX states %s in product %s, which is not this artifact (%s)", vex[i].Status, text(vex[i].Products[0]), cmp.Or(t.PURL, t.Artifact))
+		} else {
+			why += f.besides(vex, t)
 		}
 		out = append(out, Block{*f, why, f.unblock(judged)})
 	}
 	return out
+}
+
+// besides describes a statement that names the finding, and is about something else.
+func (f *Finding) besides(vex []VEX, t Target) string {
+	i := slices.IndexFunc(vex, func(v VEX) bool { return v.names(f) })
+	switch {
+	case i < 0:
+		return ""
+	case !vex[i].isOf(t):
+		return fmt.Sprintf("; VEX states %s in product %s, which is not this artifact (%s)", vex[i].Status, text(vex[i].Products[0]), cmp.Or(t.PURL, t.Artifact))
+	case f.Component == "":
+		return fmt.Sprintf("; VEX states %s of component %s, and the scan states no component: write it about the artifact (%s), or add a scan as CycloneDX", vex[i].Status, text(vex[i].Components[0]), cmp.Or(t.PURL, t.Artifact))
+	}
+	return fmt.Sprintf("; VEX states %s of component %s, and the finding is in %s", vex[i].Status, text(vex[i].Components[0]), text(f.Component))
 }
 
 // Cleared reports whether role security states that the finding does no harm.

@@ -309,6 +309,26 @@ func TestBlocking(t *testing.T) {
 	}
 }
 
+// A statement that names a finding without clearing it is explained: it is about something else.
+func TestBesides(t *testing.T) {
+	target := Target{Artifact: testArtifact, PURL: "pkg:oci/crm-sync@2.4.1"}
+	for want, test := range map[string]struct {
+		component string
+		vex       Statement
+	}{
+		"VEX states fixed in product pkg:oci/other@1, which is not this artifact (pkg:oci/crm-sync@2.4.1)":                {"libfoo", Statement{Products: []string{"pkg:oci/other@1"}, Components: []string{"libfoo"}}},
+		"VEX states fixed of component libfoo, and the scan states no component: write it about the artifact (pkg:oci/cr": {"", Statement{Components: []string{"libfoo"}}},
+		"VEX states fixed of component libfoo, and the finding is in libbar":                                              {"libbar", Statement{Components: []string{"libfoo"}}},
+	} {
+		test.vex.Vulnerability, test.vex.Status = "CVE-1", Fixed
+		v := VEX{Statement: test.vex, Signed: []dsse.Signed{{Role: RoleSecurity, Identity: "ana"}}, At: issued}
+		got := Blocking([]Finding{{ID: "F-1", Vulnerability: "CVE-1", Severity: High, Component: test.component}}, []VEX{v}, nil, target, High, nil, issued)
+		if len(got) != 1 || !strings.Contains(got[0].Why, want) {
+			t.Errorf("blocking is %+v, want %q", got, want)
+		}
+	}
+}
+
 // The newest plan counts: a later one cannot be outlived by an earlier one.
 func TestPlanOrder(t *testing.T) {
 	f := Finding{ID: "F-1", Rule: "r", Severity: High}

@@ -46,7 +46,7 @@ func (c *cli) evidenceAddCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "add DIR [REPORT...] --key KEY", Short: "Sign reports as evidence about the artifact", Args: command.AtLeast(1, "DIR, the folder of a request, as in plugins/weather/1.4.0"),
 		Long: "Read reports, and sign what they state about the artifact of the request. Formats, by content: SARIF 2.1.0,\n" +
-			"CycloneDX 1.4 to 1.6 (JSON), SPDX 2.2 and 2.3 (JSON), OpenVEX, JUnit XML, go test -json, and in-toto statements\n" +
+			"CycloneDX 1.4 to 1.7 (JSON), SPDX 2.2 and 2.3 (JSON), OpenVEX, JUnit XML, go test -json, and in-toto statements\n" +
 			"(test-result v0.1, vulns v0.2, SLSA provenance v1). - is standard input. A report of another artifact, of a scan\n" +
 			"that failed, or of the future is refused. The key has to be of a role that signs this type of evidence.\n\n" +
 			"With --plan, sign a plan of remediation for a finding. It unblocks until it is due, at most 90 days ahead.",

@@ -7,7 +7,7 @@ import (
 	"strings"
 )
 
-// The parts of CycloneDX 1.4 to 1.6 (ECMA-424) that are read.
+// The parts of CycloneDX 1.4 to 1.7 (ECMA-424) that are read, which are the same in all of them.
 type (
 	cdxBOM struct {
 		BOMFormat   string `json:"bomFormat"`
@@ -79,8 +79,8 @@ func readCycloneDX(data []byte, source Source, o Options) ([]Normalised, error) 
 	if err := decode(data, &bom); err != nil {
 		return nil, err
 	}
-	if bom.BOMFormat != "CycloneDX" || !slices.Contains([]string{"1.4", "1.5", "1.6"}, bom.SpecVersion) {
-		return nil, fmt.Errorf("bomFormat is %s and specVersion %s; CycloneDX 1.4, 1.5 and 1.6 are supported", quote(bom.BOMFormat), quote(bom.SpecVersion))
+	if bom.BOMFormat != "CycloneDX" || !slices.Contains([]string{"1.4", "1.5", "1.6", "1.7"}, bom.SpecVersion) {
+		return nil, fmt.Errorf("bomFormat is %s and specVersion %s; CycloneDX 1.4 to 1.7 are supported", quote(bom.BOMFormat), quote(bom.SpecVersion))
 	}
 	var r reader
 	source.Format = "cyclonedx-" + bom.SpecVersion

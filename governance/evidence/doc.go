@@ -1,7 +1,7 @@
 // Package evidence reads the reports of scanners and test runners, and turns them into
 // signed statements about a plugin's artifact.
 //
-// [Normalise] reads SARIF 2.1.0, CycloneDX 1.4 to 1.6, SPDX 2.2 and 2.3, OpenVEX, JUnit,
+// [Normalise] reads SARIF 2.1.0, CycloneDX 1.4 to 1.7, SPDX 2.2 and 2.3, OpenVEX, JUnit,
 // the events of go test -json, and in-toto statements (test-result v0.1, vulns v0.2, SLSA
 // provenance v1). It returns predicates of this project: the same input gives the same
 // bytes. A predicate keeps the digest of its source, the tool, and the time that the source

@@ -65,7 +65,7 @@ func normalise(data []byte, source Source, o Options) ([]Normalised, error) {
 		goTest: readGoTest, inToto: readInToto, envelope: readEnvelope,
 	}[kind]
 	if read == nil {
-		return nil, errors.New("read report: the format is not known; SARIF 2.1.0, CycloneDX 1.4 to 1.6 (JSON), SPDX 2.2 and 2.3 (JSON), OpenVEX, JUnit, go test -json and in-toto statements are")
+		return nil, errors.New("read report: the format is not known; SARIF 2.1.0, CycloneDX 1.4 to 1.7 (JSON), SPDX 2.2 and 2.3 (JSON), OpenVEX, JUnit, go test -json and in-toto statements are")
 	}
 	out, err := read(data, source, o)
 	if err != nil {

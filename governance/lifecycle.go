@@ -279,7 +279,9 @@ func (r *Repository) notRolledBack(e *Evaluation) error {
 	}
 	file := GrantFile(e.Request.Plugin)
 	var is string
-	switch {
+	switch _, missing := find(r.fsys, file); {
+	case e.Issued == nil && last.generation > 0 && missing == nil:
+		is = "is signed by keys that were revoked since"
 	case e.Issued == nil && last.generation > 0:
 		is = "is missing"
 	case e.Issued == nil || e.Issued.Object.Spec.Binding.Generation > last.generation:

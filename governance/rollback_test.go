@@ -124,6 +124,45 @@ func TestReleaseKeyRevoked(t *testing.T) {
 	}
 }
 
+// TestNewestKeyRevoked: a key that was revoked since signed the last grant, and one that counts an
+// earlier one. The earlier one is put back, as stage 0 demands, and the next grant follows the last.
+func TestNewestKeyRevoked(t *testing.T) {
+	f := newFixture(t)
+	old, next := f.key("ci@corp"), f.key("rel@corp")
+	f.rotate(func(spec *dsse.RootSpec) {
+		i := slices.IndexFunc(spec.Roles, func(r dsse.RoleSpec) bool { return r.Name == "release" })
+		spec.Roles[i].Keys = append(spec.Roles[i].Keys, dsse.KeySpec{Identity: "rel@corp", Ed25519: base64.StdEncoding.EncodeToString(next.Public())})
+	}, "ana@corp")
+	issue := func(key dsse.PrivateKey, file string) *Issued {
+		f.keys["ci@corp"] = key
+		f.now = f.now.Add(2 * grantcheck.MaxAhead)
+		f.compose()
+		f.approve("security", "bo@corp", nil)
+		f.approve("compliance", "cy@corp", nil)
+		issued := f.issued()
+		f.put(requestDir+"/issued/"+file, f.files[GrantFile("weather")].Data)
+		return issued
+	}
+	issue(old, "1.dsse.json")
+	last := issue(next, "2.dsse.json")
+	f.rotate(func(spec *dsse.RootSpec) { spec.Revoked = []string{next.Public().KeyID()} }, "ana@corp")
+	_, e, err := f.evaluate()
+	f.check(err)
+	const want = "grants/weather.dsse.json is signed by keys that were revoked since, and generation 1 was issued (plugins/weather/1.4.0/issued/1.dsse.json); copy that one to its place"
+	if p := e.stage(stageEligibility).Problems; len(p) != 1 || p[0].Message != want {
+		t.Errorf("problems are %+v, want %q", p, want)
+	}
+	f.files[GrantFile("weather")] = f.files[requestDir+"/issued/1.dsse.json"]
+	third := issue(old, "3.dsse.json")
+	r, err := Open(f.files)
+	f.check(err)
+	terms := r.Terms("weather")
+	terms.Seen = grantcheck.HighWater{Generation: 2, Digest: last.Digest} // of a sidecar
+	if v, err := grantcheck.Check(r.Root, third.Bundle, terms, f.now); err != nil || v.Binding.Generation != 3 {
+		t.Errorf("a sidecar refuses the next grant: %v", err)
+	}
+}
+
 // TestVerifyDecision: a decision is verified with what it is of, and one that states another
 // person than its signer is refused, as it counts for nothing.
 func TestVerifyDecision(t *testing.T) {

@@ -7,7 +7,9 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
 
 	"github.com/chaperone-proxy/chaperone/internal/testenv"
 )
@@ -94,6 +96,38 @@ func removed(t *testing.T, start func(folder string) *exec.Cmd) {
 		t.Errorf("after another cgroup took the name: %v", err)
 	}
 	testenv.Must(t, g.kill())
+}
+
+// TestOtherNetwork: the first process of a container runtime, which has yet to enter the container's
+// network namespace, ends no pilot; a container that stays in another one does.
+func TestOtherNetwork(t *testing.T) {
+	testenv.Require(t, testenv.Superuser(), testenv.CgroupV2())
+	group := testenv.MustCgroup(t)
+	g, err := openCgroup(group.Path)
+	testenv.Must(t, err)
+	defer g.folder.Close()
+	start := func(flags uintptr) (wait func() error) {
+		t.Helper()
+		cmd := exec.CommandContext(t.Context(), "sleep", "60")
+		cmd.SysProcAttr = group.SysProcAttr()
+		cmd.SysProcAttr.Cloneflags = flags
+		testenv.Must(t, cmd.Start())
+		return cmd.Wait
+	}
+	r := run{child: &Child{group: g}}
+	first := start(syscall.CLONE_NEWNET)
+	if err := r.lost(time.Hour); err != nil {
+		t.Errorf("a process that is in another network for a moment: %v", err)
+	}
+	if err := r.lost(0); err == nil || !strings.Contains(err.Error(), "in another network namespace") {
+		t.Errorf("at the end of the pilot: %v", err)
+	}
+	second := start(0)
+	if err := r.lost(0); err != nil || !r.apart.IsZero() {
+		t.Errorf("with a process in the network of the sidecar: %v", err)
+	}
+	testenv.Must(t, g.kill())
+	_, _ = first(), second() // they were killed
 }
 
 // TestLimit reads the limits of a container below a cgroup without any.

@@ -67,6 +67,7 @@ type run struct {
 	load    pilot.Load
 	spans   []pilot.Span
 	began   time.Time // when a plugin that something else starts was first seen; zero for another
+	apart   time.Time // since when its processes are all in another network; zero if they are not
 	ready   time.Time // zero: no answer yet
 	env     pilot.Environment
 }
@@ -143,7 +144,7 @@ func (r *run) sampleUntil(ctx context.Context, cgroup string) error {
 	defer tick.Stop()
 	estimate := estimator{next: time.Now().Add(firstEstimate)}
 	for {
-		if err := r.lost(); err != nil {
+		if err := r.lost(networkPatience); err != nil {
 			return err
 		}
 		if one, err := r.sample(ctx, cgroup); err == nil {
@@ -152,10 +153,10 @@ func (r *run) sampleUntil(ctx context.Context, cgroup string) error {
 		}
 		select {
 		case <-ctx.Done():
-			return r.lost()
+			return r.lost(0)
 		case <-r.child.ended:
-			if err := r.lost(); errors.Is(err, errRemoved) { // the sidecar ends with it
-				return err
+			if err := r.child.lost(); errors.Is(err, errRemoved) { // the sidecar ends with it
+				return r.early(err)
 			}
 			if r.cfg.Cgroup != "" {
 				return fmt.Errorf("the sidecar ended in the pilot: %w", r.child.outcome())
@@ -167,20 +168,41 @@ func (r *run) sampleUntil(ctx context.Context, cgroup string) error {
 		case <-tick.C:
 		}
 		if r.cfg.Coverage > 0 && r.covered(ctx, &estimate) {
-			return r.lost()
+			return r.lost(0)
 		}
 	}
 }
 
+// networkPatience is how long the processes of a plugin may all be in another network namespace. The
+// first process of a container runtime is in the cgroup a moment before it enters the
+// container's namespace.
+const networkPatience = 2 * time.Second
+
 // lost returns the error of a pilot whose plugin, which something else started, runs no more, or
-// where the sidecar does not serve it. Samples of a later cgroup of the same name would be of
-// a plugin that is not confined.
-func (r *run) lost() error {
+// where the sidecar has not served it for longer than patience. Samples of a later cgroup of the
+// same name would be of a plugin that is not confined.
+func (r *run) lost(patience time.Duration) error {
 	if err := r.child.lost(); err != nil {
-		return r.child.early(fmt.Sprintf("in the pilot after %s", time.Since(r.started).Round(time.Millisecond)), err)
+		return r.early(err)
 	}
 	if r.child.group == nil {
 		return nil
 	}
-	return r.child.group.reachable()
+	err := r.child.group.reachable()
+	switch {
+	case err == nil:
+		r.apart = time.Time{}
+		return nil
+	case r.apart.IsZero():
+		r.apart = time.Now()
+	}
+	if time.Since(r.apart) < patience {
+		return nil
+	}
+	return err
+}
+
+// early returns the error of a plugin that ended in the pilot.
+func (r *run) early(err error) error {
+	return r.child.early(fmt.Sprintf("in the pilot after %s", time.Since(r.started).Round(time.Millisecond)), err)
 }

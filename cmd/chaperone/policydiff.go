@@ -2,12 +2,12 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"io"
 
 	"github.com/spf13/cobra"
 
+	"github.com/chaperone-proxy/chaperone/internal/command"
 	"github.com/chaperone-proxy/chaperone/internal/phrase"
 	"github.com/chaperone-proxy/chaperone/policy/diff"
 	"github.com/chaperone-proxy/chaperone/policy/prove"
@@ -52,10 +52,7 @@ func (c *cli) policyDiff(ctx context.Context, f *diffFlags, old, now string) err
 	}
 	report.Under(f.revocations)
 	if c.output == "sarif" {
-		encoder := json.NewEncoder(c.stdout)
-		encoder.SetIndent("", "  ")
-		encoder.SetEscapeHTML(false)
-		err = encoder.Encode(report.SARIF(buildVersion()))
+		err = command.WriteJSON(c.stdout, report.SARIF(buildVersion()))
 	} else {
 		err = c.print(report, func(w io.Writer) { printDiff(w, &report, old, now, f.unfinished(whole)) })
 	}

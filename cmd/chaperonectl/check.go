@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -154,9 +153,9 @@ func readBounded(path string) ([]byte, error) {
 func (k *pluginCheck) report(r *manifest.Result, guardrails int) error {
 	switch {
 	case k.json:
-		return k.encode(r)
+		return command.WriteJSON(k.stdout, r)
 	case k.sarif:
-		return k.encode(r.SARIF(buildVersion()))
+		return command.WriteJSON(k.stdout, r.SARIF(buildVersion()))
 	}
 	for _, f := range r.Findings {
 		k.say("%s", f.Text())
@@ -174,11 +173,4 @@ func (k *pluginCheck) report(r *manifest.Result, guardrails int) error {
 	}
 	k.say("%s %s %s under %s, with %s", r.Plugin, r.Version, verdict, phrase.Count(guardrails, "guardrail"), phrase.Count(len(r.Findings), "finding"))
 	return nil
-}
-
-func (c *cli) encode(value any) error {
-	e := json.NewEncoder(c.stdout)
-	e.SetIndent("", "  ")
-	e.SetEscapeHTML(false)
-	return e.Encode(value)
 }

@@ -45,7 +45,7 @@ func (c *cli) diff(ctx context.Context, before, after string, asJSON bool) error
 		return err
 	}
 	if asJSON {
-		err = c.encode(d)
+		err = command.WriteJSON(c.stdout, d)
 	} else {
 		c.delta(&d)
 	}

@@ -75,7 +75,7 @@ func (c *cli) writeDraft(d *manifest.Draft, f *draftFlags) error {
 		if todos == nil {
 			todos = []manifest.Todo{}
 		}
-		return c.encode(map[string]any{"plugin": d.Name, "todo": todos})
+		return command.WriteJSON(c.stdout, map[string]any{"plugin": d.Name, "todo": todos})
 	}
 	if folder := filepath.Base(filepath.Dir(f.out)); manifest.IsVersion(folder) {
 		d.Spec.Version = folder

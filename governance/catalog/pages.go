@@ -48,13 +48,11 @@ func (c *Catalog) Files() (map[string][]byte, error) {
 	if out["style.css"], err = pages.ReadFile("pages/style.css"); err != nil {
 		return nil, fmt.Errorf("render catalogue: %w", err)
 	}
-	var list bytes.Buffer
-	encoder := json.NewEncoder(printable.NewWriter(&list)) // JSON leaves C1 controls and bidirectional overrides as they are
-	encoder.SetIndent("", "  ")
-	if err := encoder.Encode(c); err != nil {
+	list, err := json.MarshalIndent(c, "", "  ")
+	if err != nil {
 		return nil, fmt.Errorf("render catalogue: %w", err)
 	}
-	out["catalog.json"] = list.Bytes()
+	out["catalog.json"] = append(printable.JSON(list), '\n')
 	return out, nil
 }
 

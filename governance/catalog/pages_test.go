@@ -10,7 +10,7 @@ import (
 // TestPagesEscape: no text of an author reaches a page, or a terminal that prints one, with
 // characters that reorder, hide or overwrite what is around it.
 func TestPagesEscape(t *testing.T) {
-	const text = "safe \u202egnp.exe\u202c \u009b31m \u200b <script>alert(1)</script>"
+	const text = "safe \u202egnp.exe\u202c \u009b31m \u200b \U000e0041 <script>alert(1)</script>"
 	c := &Catalog{Plugins: []Plugin{{Name: "weather", Versions: []Version{{Version: "1.0.0", Purpose: text, Vendor: text}}}}}
 	files, err := c.Files()
 	if err != nil {

@@ -1,6 +1,7 @@
 package command
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -16,10 +17,7 @@ import (
 func Print(out io.Writer, format string, value any, table func(w io.Writer)) error {
 	switch format {
 	case "json":
-		encoder := json.NewEncoder(out)
-		encoder.SetIndent("", "  ")
-		encoder.SetEscapeHTML(false)
-		return encoder.Encode(value)
+		return WriteJSON(out, value)
 	case "yaml":
 		// Through JSON, so that both formats have the same names.
 		data, err := json.Marshal(value)
@@ -38,6 +36,19 @@ func Print(out io.Writer, format string, value any, table func(w io.Writer)) err
 		return w.Flush()
 	}
 	return Usage("--output %q is not table, json or yaml", format)
+}
+
+// WriteJSON writes value as JSON, in which every character has a glyph.
+func WriteJSON(out io.Writer, value any) error {
+	var b bytes.Buffer
+	encoder := json.NewEncoder(&b)
+	encoder.SetIndent("", "  ")
+	encoder.SetEscapeHTML(false)
+	if err := encoder.Encode(value); err != nil {
+		return err
+	}
+	_, err := out.Write(printable.JSON(b.Bytes()))
+	return err
 }
 
 // Row writes one line of a table, in which no cell begins another cell or line.

@@ -3,7 +3,7 @@
 // terminal (ECMA-48), controls of the C1 set, bidirectional overrides or bytes that
 // are not UTF-8; unescaped, they forge lines or overwrite true ones.
 //
-// [Text] is for a field within a line, [Writer] for a stream of lines.
+// [Text] is for a field within a line, [Writer] for a stream of lines, [JSON] for a document.
 package printable
 
 import (
@@ -12,12 +12,13 @@ import (
 	"strings"
 	"sync"
 	"unicode"
+	"unicode/utf16"
 	"unicode/utf8"
 )
 
 // Text returns s with everything escaped that has no glyph, also line ends and
-// tabs: as \u001b where it is a character, which JSON and YAML read back, and as
-// \xff where it is a byte that is no UTF-8.
+// tabs: as \u001b where it is a character, which JSON and YAML read back, beyond U+FFFF as
+// \U000e0001, which YAML alone reads back, and as \xff where it is a byte that is no UTF-8.
 func Text(s string) string {
 	if isPlain(s, "") {
 		return s
@@ -70,6 +71,23 @@ func appendText(b, text []byte, allowed string) []byte {
 		text = text[size:]
 	}
 	return b
+}
+
+// JSON returns JSON with everything escaped that has no glyph, as JSON reads it back: beyond U+FFFF
+// as two units of UTF-16 (RFC 8259, section 7), where [Text] and [Writer] have the form of YAML.
+func JSON(text []byte) []byte {
+	out := make([]byte, 0, len(text))
+	for _, r := range string(text) {
+		switch high, low := utf16.EncodeRune(r); {
+		case unicode.IsPrint(r) || strings.ContainsRune(layout, r):
+			out = utf8.AppendRune(out, r)
+		case high != unicode.ReplacementChar:
+			out = fmt.Appendf(out, `\u%04x\u%04x`, high, low)
+		default:
+			out = fmt.Appendf(out, `\u%04x`, r)
+		}
+	}
+	return out
 }
 
 // Writer passes a stream on with everything escaped that has no glyph, line feeds

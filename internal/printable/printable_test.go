@@ -3,6 +3,8 @@ package printable_test
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
+	"maps"
 	"math/rand/v2"
 	"strings"
 	"testing"
@@ -67,6 +69,25 @@ func TestTextPrints(t *testing.T) {
 		}
 		if long := printable.Clip(in, 20); len(long) > 6*20+3 {
 			t.Fatalf("%q is clipped to %d bytes", in, len(long))
+		}
+	}
+}
+
+// JSON without a character that controls anything means the same, also behind a Writer.
+func TestJSON(t *testing.T) {
+	for seed := range uint64(20_000) {
+		in := hostile(rand.New(rand.NewPCG(seed, 4)))
+		document, err := json.MarshalIndent(map[string]string{in: in}, "", "  ")
+		if err != nil {
+			t.Fatal(err)
+		}
+		var want, got map[string]string
+		var out strings.Builder
+		if _, err := printable.NewWriter(&out).Write(printable.JSON(document)); err != nil {
+			t.Fatal(err)
+		}
+		if err := errors.Join(json.Unmarshal(document, &want), json.Unmarshal([]byte(out.String()), &got)); err != nil || !maps.Equal(got, want) {
+			t.Fatalf("%s is read back as %q, want %q: %v", out.String(), got, want, err)
 		}
 	}
 }

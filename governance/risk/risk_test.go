@@ -618,9 +618,10 @@ func BenchmarkScore(b *testing.B) {
 // A pilot with few accesses estimates nothing, and none unseen would be the best estimate.
 func TestUnseenIsNotKnown(t *testing.T) {
 	few := &measured[pilot.Trace]{predicate: &pilot.Trace{Coverage: pilot.Coverage{Accesses: 22}}}
-	for _, a := range traced(few, configs.BehaviourPoints{UnseenMass: 3}) {
-		if a.Code == "unseen" && !strings.Contains(a.Text, "the 22 accesses of the pilot are too few") {
-			t.Errorf("got %q", a.Text)
-		}
+	all := traced(few, configs.BehaviourPoints{UnseenMass: 3})
+	if !slices.ContainsFunc(all, func(a Addend) bool {
+		return a.Code == "unseen" && strings.Contains(a.Text, "the 22 accesses of the pilot are too few")
+	}) {
+		t.Errorf("got %+v", all)
 	}
 }

@@ -261,6 +261,28 @@ func TestJUnitFailures(t *testing.T) {
 	}
 }
 
+// A time without a zone may be of one in the east.
+func TestJUnitZone(t *testing.T) {
+	const refused = ""
+	for timestamp, want := range map[string]string{
+		"2026-12-01T11:00:00": "2026-12-01T11:00:00Z", "2026-12-01T12:30:00.25": "2026-12-01T12:00:00Z", "2026-12-02T02:00:00": "2026-12-01T12:00:00Z",
+		"2026-12-02T02:00:01": refused, "2026-12-01T12:30:00Z": refused, "2026-12-01T21:30:00+09:00": refused, "2026-12-01T20:30:00+09:00": "2026-12-01T11:30:00Z",
+	} {
+		found, err := Normalise([]byte(`<testsuite name="a" timestamp="`+timestamp+`"><testcase name="t"/></testsuite>`), Options{IssuedAt: made})
+		got := refused
+		if err == nil {
+			var p TestPredicate
+			if err := json.Unmarshal(found[0].Predicate, &p); err != nil || p.Source.ObservedAt == nil {
+				t.Fatalf("%s: %+v, %v", timestamp, p, err)
+			}
+			got = p.Source.ObservedAt.Format(time.RFC3339)
+		}
+		if got != want {
+			t.Errorf("%s: observed at %q, want %q (%v)", timestamp, got, want, err)
+		}
+	}
+}
+
 // A build that failed is a failure, also where the package that failed with it is not there.
 func TestGoTestBuildFailure(t *testing.T) {
 	const text = `{"Action":"build-fail","ImportPath":"p [p.test]"}

@@ -9,6 +9,7 @@ import (
 	"io"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/chaperone-proxy/chaperone/internal/printable"
 )
@@ -22,7 +23,7 @@ func readJUnit(data []byte, source Source, o Options) ([]Normalised, error) {
 	d.Strict = true
 	// CharsetReader and Entity stay nil: another encoding than UTF-8 and any entity but the
 	// five of XML are errors.
-	j := junitReader{source: &source, predicate: TestPredicate{Head: o.head()}}
+	j := junitReader{source: &source, predicate: TestPredicate{Head: o.head()}, now: o.IssuedAt}
 	for {
 		token, err := d.Token()
 		if errors.Is(err, io.EOF) {
@@ -51,6 +52,7 @@ type junitReader struct {
 	reader
 	source    *Source
 	predicate TestPredicate
+	now       time.Time
 	open      []junitElement
 	done      int // root elements
 }
@@ -106,7 +108,7 @@ func (j *junitReader) start(t xml.StartElement) error {
 	case "testsuites", "testsuite":
 		e.stated = j.count("failures", attrs) + j.count("errors", attrs)
 		e.test = text(attrs["name"])
-		j.source.observed(j.time("timestamp", attrs["timestamp"]))
+		j.source.observed(j.began(attrs["timestamp"]))
 	case "testcase":
 		e.test = text(strings.TrimPrefix(attrs["classname"]+"."+attrs["name"], "."))
 		if total := j.predicate.Passed + j.predicate.Failed + j.predicate.Skipped; total >= maxTests {
@@ -124,6 +126,18 @@ func (j *junitReader) start(t xml.StartElement) error {
 	}
 	j.open = append(j.open, e)
 	return j.err
+}
+
+// began reads when a suite began. Many runners write the time of their place without its zone: one
+// that is ahead by no more than a zone can be was written east of here, before now.
+func (j *junitReader) began(timestamp string) *time.Time {
+	const farthestEast = 14 * time.Hour
+	at := j.time("timestamp", timestamp)
+	if _, err := time.Parse(time.RFC3339Nano, timestamp); err == nil || at == nil || !at.After(j.now) || at.After(j.now.Add(farthestEast)) {
+		return at
+	}
+	now := j.now.UTC().Truncate(time.Second)
+	return &now
 }
 
 // failure notes that the test which is open failed or, outside of a test, its suite did, as in

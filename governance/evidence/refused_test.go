@@ -260,7 +260,7 @@ func xmlBad() map[string]struct{ text, want string } {
 		"other root":         {`<html>` + test + `</html>`, "is not one testsuites"},
 		"no root":            {`<!-- nothing -->`, "no element"},
 		"deep":               {strings.Repeat("<testsuite>", 100) + test + strings.Repeat("</testsuite>", 100), "deeper"},
-		"failures are cut":   {`<testsuite failures="2">` + test + `</testsuite>`, "states 2"},
+		"failures are cut":   {`<testsuite failures="2">` + test + `</testsuite>`, "states 2 failures and errors, but lists 0: the report is cut, or its runner counts more than tests"},
 		"errors are cut":     {`<testsuites errors="1">` + suite(test) + `</testsuites>`, "states 1"},
 		"negative":           {`<testsuite failures="-1">` + test + `</testsuite>`, "not a number"},
 		"overflow":           {`<testsuite failures="99999999999999999999">` + test + `</testsuite>`, "not a number"},

@@ -19,7 +19,7 @@ func newContainerRig(t *testing.T, start func(r *rig, bundle string)) *rig {
 	t.Helper()
 	testenv.Require(t, testenv.ContainerRuntime(), testenv.Program("curl"))
 	r := newRig(t)
-	r.cfg.Cgroup, r.cfg.Command, r.cfg.Profile, r.cfg.For = testenv.MustCgroup(t).Path, nil, nil, 1500*time.Millisecond
+	r.cfg.Cgroup, r.cfg.Command, r.cfg.Profile, r.cfg.For = testenv.MustCgroup(t).Path, nil, nil, 3*time.Second
 	r.cfg.Progress = func(line string) {
 		fmt.Fprintln(&r.out, line)
 		if _, bundle, ok := strings.Cut(line, "SSL_CERT_FILE="); ok {

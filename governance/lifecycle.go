@@ -274,7 +274,7 @@ func (r *Repository) notRolledBack(e *Evaluation) error {
 	}
 	last := marks.last
 	if e.follows = marks.before(e.Issued); e.Issued == nil && e.follows.Generation > last.generation {
-		e.Findings = append(e.Findings, fmt.Sprintf("%s, generation %d, is signed by keys that were revoked since, so that no sidecar loads it any more; this request is reviewed as for a first grant, and becomes generation %d",
+		e.Findings = append(e.Findings, fmt.Sprintf("%s, generation %d, is signed by keys that were revoked since, so that no sidecar loads it any more; this request is reviewed as for a first grant, with every permission of its manifest, and becomes generation %d",
 			marks.retired.file, e.follows.Generation, e.follows.Generation+1))
 	}
 	file := GrantFile(e.Request.Plugin)

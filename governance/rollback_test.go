@@ -101,7 +101,7 @@ func TestReleaseKeyRevoked(t *testing.T) {
 			t.Errorf("%s: the request cannot be evaluated: %v", name, err)
 			continue
 		}
-		if text := strings.Join(e.Findings, "\n"); e.Issued != nil || !strings.Contains(text, "no sidecar loads it any more") {
+		if text := strings.Join(e.Findings, "\n"); e.Issued != nil || !strings.Contains(text, "no sidecar loads it any more; this request is reviewed as for a first grant, with every permission of its manifest,") {
 			t.Errorf("%s: the grant in force is %v with findings %q, want none and a note", name, e.Issued, text)
 		}
 		f.compose()

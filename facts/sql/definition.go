@@ -70,11 +70,8 @@ func (r *reader) moves(i, j int) {
 	if r.at(k).kind == tokenOperator { // *
 		k++
 	}
-	renames, next := r.key(k) == kwRename, kwSchema
-	if renames {
-		next = kwTo
-	}
-	if r.at(k+1).keyword != next {
+	renames := r.key(k) == kwRename && r.key(k+1) == kwTo
+	if !renames && (r.key(k) != kwSet || r.key(k+1) != kwSchema) {
 		return
 	}
 	schema, name := r.parts(i, j)

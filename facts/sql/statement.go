@@ -33,7 +33,8 @@ func (r *reader) head(i int) {
 		r.explain(i)
 	case kwShow:
 		r.verb("show")
-		if r.key(i+1) == kwAll || r.chain(i+1) > i+2 { // with a dot, it may be what an application keeps
+		// With a dot, it may be what an application keeps. The server compares a name in quotes likewise.
+		if name, _ := r.settingName(i + 1); strings.EqualFold(name, "all") || strings.Contains(name, ".") {
 			r.add(authz.FactFunction, "pg_catalog.current_setting")
 		}
 	case kwSet:

@@ -531,6 +531,11 @@ func (s *Snapshot) HasLimit(p Principal, kind LimitKind) bool {
 	return slices.ContainsFunc(s.pluginLimits(p), func(l limit) bool { return l.kind == kind })
 }
 
+// Delays reports whether an access of the plugin may wait for a limit.
+func (s *Snapshot) Delays(p Principal) bool {
+	return slices.ContainsFunc(s.allLimits(p), func(l limit) bool { return l.throttles })
+}
+
 // Observing reports whether the sidecar observes: accesses that are not granted
 // are allowed and recorded.
 func (s *Snapshot) Observing(p Principal, now time.Time) bool {

@@ -42,6 +42,9 @@ func (s *Session) AdmitTogether(shared authz.Facts, names []authz.Fact, n int) b
 // an earlier one, and takes effect later, may no longer be allowed.
 func (s *Session) Generation() uint64 { return s.front.cfg.Engine.Current().Generation() }
 
+// MayWait reports whether Admit may wait for a limit.
+func (s *Session) MayWait() bool { return s.front.cfg.Engine.Current().Delays(s.front.cfg.Plugin) }
+
 // Hold takes n bytes of the plugin's memory for a statement that is held whole, beyond
 // SessionCost. The end of the session releases what is left.
 func (s *Session) Hold(n int64) error { return s.held.Take(budget.Request, n) }

@@ -33,6 +33,7 @@ type command struct {
 	from, to    int // in the buffer
 	first, last int // of the batch's facts
 	kind        resp.Kind
+	begun       uint64 // of an EXEC, the generation of the policy at its MULTI; 0 for any other command
 }
 
 // command takes one complete request, at a place in the buffer.
@@ -41,25 +42,26 @@ func (r *relay) command(at, n int) error {
 	q.reading.Read(q.request.Args(q.in[at : at+n]))
 	reading := &q.reading
 	r.addDatabase(reading)
+	c := command{from: at, to: at + n, kind: reading.Kind}
 	switch {
 	case reading.Kind == resp.Multi && !q.multi:
 		q.generation = r.s.Generation()
-	case reading.Command == "exec" && q.multi && q.generation != r.s.Generation():
-		return r.abortTransaction(at, n)
+	case reading.Command == "exec" && q.multi:
+		c.begun = q.generation
 	}
 	switch {
 	case reading.Unreadable != "", reading.Long, reading.Lasts, reading.Kind == resp.Select && (reading.Database != q.current || q.multi),
 		reading.Kind == resp.Auth && q.multi, len(reading.Facts) > maxTogether:
-		return r.alone(at, n)
+		return r.alone(c)
 	case r.running.blocked.Load() && reading.Kind != resp.Auth && reading.Kind != resp.Hello:
-		return r.alone(at, n)
+		return r.alone(c)
 	}
 	if len(q.batch.shared)+len(q.batch.names)+len(reading.Facts) > maxTogether {
 		if err := r.decideBatch(); err != nil {
 			return err
 		}
 	}
-	q.batch.add(at, n, reading)
+	q.batch.add(c, reading)
 	r.follow(reading)
 	return nil
 }
@@ -78,10 +80,11 @@ func (r *relay) addDatabase(reading *resp.Reading) {
 	reading.Facts = append(reading.Facts, authz.Fact{Kind: authz.FactDatabase, Name: strconv.Itoa(number)})
 }
 
-func (b *batch) add(at, n int, reading *resp.Reading) {
-	first := len(b.facts)
+func (b *batch) add(c command, reading *resp.Reading) {
+	c.first = len(b.facts)
 	b.facts = append(b.facts, reading.Facts...)
-	b.commands = append(b.commands, command{at, at + n, first, len(b.facts), reading.Kind})
+	c.last = len(b.facts)
+	b.commands = append(b.commands, c)
 	for _, f := range reading.Facts {
 		switch {
 		case isName(f):
@@ -115,27 +118,34 @@ func (b *batch) reset() {
 }
 
 // decideBatch decides the commands of the batch and sends them: together if one rule grants
-// all of them, otherwise one by one.
+// all of them, otherwise one by one. If a decision may wait, what was admitted before it is
+// sent first: otherwise it would be sent after the wait, within which its rule may be revoked.
 func (r *relay) decideBatch() error {
 	b := &r.requests.batch
-	if len(b.commands) == 0 {
-		return nil
-	}
 	defer b.reset()
-	if len(b.commands) > 1 {
-		if set, ok := b.sharedSet(); ok && r.s.AdmitTogether(set, b.names, len(b.commands)) {
-			for _, c := range b.commands {
+	waits, rest := r.s.MayWait(), b.commands
+	if len(rest) > 1 {
+		if set, ok := b.sharedSet(); ok && r.s.AdmitTogether(set, b.names, len(rest)) {
+			for _, c := range rest {
 				r.forward(c)
 			}
-			return nil
+			rest = nil
 		}
 	}
-	for _, c := range b.commands {
+	for _, c := range rest {
+		if waits {
+			if err := r.flush(); err != nil {
+				return err
+			}
+		}
 		if refusal := r.admit(b.facts[c.first:c.last], nil); refusal != nil {
 			r.refuse(refusal)
 			continue
 		}
 		r.forward(c)
+	}
+	if waits {
+		return r.flush()
 	}
 	return nil
 }
@@ -148,8 +158,18 @@ func (r *relay) forward(c command) {
 	case resp.Hello:
 		r.hello(c)
 	default:
+		r.abortIfChanged(c)
 		r.sent.Add(1)
 		r.send(c.from, c.to)
+	}
+}
+
+// abortIfChanged has an EXEC abort if the policy has changed since its MULTI: the server would run
+// commands now that an earlier policy has admitted. A marker without a text makes it do so.
+func (r *relay) abortIfChanged(c command) {
+	if c.begun != 0 && c.begun != r.s.Generation() {
+		r.s.Refuse(authz.StatementUnreadable, "the policy has changed since MULTI; send the transaction again")
+		r.mark(marker{}, okName)
 	}
 }
 
@@ -200,7 +220,7 @@ func (r *relay) admitPart(part []authz.Fact, keep *[]*database.Statement) *authz
 }
 
 // alone decides a command that cannot be decided with others, and sends it.
-func (r *relay) alone(at, n int) error {
+func (r *relay) alone(c command) error {
 	if err := r.decideBatch(); err != nil {
 		return err
 	}
@@ -211,23 +231,10 @@ func (r *relay) alone(at, n int) error {
 		r.refuse(refusal)
 		return nil
 	case reading.Kind == resp.Select && reading.Database != r.requests.current:
-		return r.selectDatabase(at, n, reading.Database)
+		return r.selectDatabase(c.from, c.to, reading.Database)
 	}
-	r.send(at, at+n)
-	return nil
-}
-
-// abortTransaction has EXEC abort: the server would run commands now that an earlier policy
-// has admitted. A marker without a text makes it do so.
-func (r *relay) abortTransaction(at, n int) error {
-	if err := r.decideBatch(); err != nil {
-		return err
-	}
-	r.requests.multi = false
-	r.s.Refuse(authz.StatementUnreadable, "the policy has changed since MULTI; send the transaction again")
-	r.mark(marker{}, okName)
-	r.sent.Add(1)
-	r.send(at, at+n)
+	r.abortIfChanged(c)
+	r.send(c.from, c.to)
 	return nil
 }
 

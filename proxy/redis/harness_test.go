@@ -94,6 +94,7 @@ type access struct {
 	id                           string
 	commands, keys, channels, db []string
 	opaque                       bool
+	limits                       authz.Limits
 }
 
 // reader is the rule of most tests.
@@ -127,7 +128,7 @@ func (a access) rule(port uint16, ca string) authz.Rule {
 		databases = append(databases, authz.DatabaseName(name))
 	}
 	return authz.Rule{
-		ID: a.id, Reason: "test", Credential: "login",
+		ID: a.id, Reason: "test", Credential: "login", Limits: a.limits,
 		To: authz.To{
 			Scheme: authz.SchemeRedis, Hosts: []string{host}, Ports: []uint16{port},
 			Addresses: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}, TLS: authz.TLS{CAFile: "ca.pem", CA: ca},

@@ -1,12 +1,18 @@
 package redis_test
 
 import (
+	"context"
 	"fmt"
 	"strings"
 	"testing"
+	"time"
 
+	"github.com/chaperone-proxy/chaperone/authz"
 	"github.com/chaperone-proxy/chaperone/internal/testenv"
 )
+
+// maxTogether is how many facts a decision of the package has at most.
+const maxTogether = 60
 
 // twoRules returns a world with a rule for app:* and one for rest:*.
 func twoRules(t *testing.T) (*world, *client) {
@@ -43,6 +49,76 @@ func TestRevokedInATransaction(t *testing.T) {
 		if got := c.read(); got != want {
 			t.Errorf("answered %q, want %q", got, want)
 		}
+	}
+}
+
+// limited returns a world as twoRules does, in which the rule for rest:*, which also grants what
+// has no key, delays a connection and its commands beyond four in four seconds.
+func limited(t *testing.T) (*world, *client) {
+	t.Helper()
+	server := serve(t)
+	rest := reader()
+	rest.id, rest.keys, rest.limits = "a-rest", []string{"a-rest:*"}, authz.Limits{
+		Requests: authz.Limit{Count: 4, Period: 4 * time.Second}, OnExceeded: authz.OnExceededThrottle,
+	}
+	return newWorld(t, server, rest, reader()), direct(t, server)
+}
+
+// TestRevokedWhileExecWaits revokes the rule of commands in a transaction while EXEC waits for a
+// limit.
+func TestRevokedWhileExecWaits(t *testing.T) {
+	w, other := limited(t)
+	c := w.dial()
+	for range 3 {
+		c.expect("+PONG", "PING")
+	}
+	c.expect("+OK", "MULTI")
+	c.expect("+QUEUED", "SET", "app:1", "x")
+	c.write(request("GET", "app:2") + request("EXEC"))
+	c.expectRecords(w, "command:get")
+	w.revoke("app")
+	for _, want := range []string{"+QUEUED", "-EXECABORT *"} {
+		if got := c.read(); !like(got, want) {
+			t.Errorf("answered %q, want %q", got, want)
+		}
+	}
+	other.expect("$-1", "GET", "app:1")
+}
+
+// TestAdmittedBeforeAWait has a command that is admitted not wait for the limit of the one behind
+// it, within which its rule may be revoked.
+func TestAdmittedBeforeAWait(t *testing.T) {
+	long := strings.Split("MSET app:1 x"+strings.Repeat(" app:2 x", maxTogether), " ")
+	for name, first := range map[string]string{
+		"alone": request(long...), "one by one": request("SET", "app:1", "x"),
+		"together": strings.Repeat(request("SET", "app:1", "x"), maxTogether),
+	} {
+		t.Run(name, func(t *testing.T) {
+			w, other := limited(t)
+			c := w.dial()
+			c.t = t
+			c.write(first + strings.Repeat(request("PING"), 300))
+			testenv.Eventually(t, "the command is sent", func() (string, bool) {
+				got := other.do("GET", "app:1")
+				return got, got == "$x"
+			})
+			w.revoke("")
+		})
+	}
+}
+
+// TestIdleAfterAbort ends a connection whose transaction was aborted as one that is idle.
+func TestIdleAfterAbort(t *testing.T) {
+	w, _ := twoRules(t)
+	c := w.dial()
+	c.expect("+OK", "MULTI")
+	w.revoke("app")
+	c.expect("-EXECABORT *", "EXEC")
+	ctx, cancel := context.WithTimeout(t.Context(), testenv.Patience)
+	defer cancel()
+	w.sessions.WaitEmpty(ctx)
+	if n := w.sessions.Len(); n != 0 {
+		t.Errorf("%d sessions are not idle", n)
 	}
 }
 

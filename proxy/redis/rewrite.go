@@ -10,9 +10,9 @@ import (
 
 // selectDatabase sends SELECT and waits for its answer: the facts of what follows have the
 // database that the server has selected.
-func (r *relay) selectDatabase(at, n, number int) error {
+func (r *relay) selectDatabase(from, to, number int) error {
 	answered := make(chan answer, 1)
-	r.send(at, at+n)
+	r.send(from, to)
 	r.mark(marker{answer: answered}, okName)
 	if err := r.flush(); err != nil {
 		return err

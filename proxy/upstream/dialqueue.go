@@ -96,12 +96,13 @@ func (q *dialQueue) dialer(dial dialContext, free func(address string) bool) dia
 			return dial(ctx, network, address)
 		}
 		defer func() { <-d.turns }()
+		served := func() bool { return access.connections.Load() != connections }
 		now, last := q.state(d)
-		if now > made {
+		if now > made && !served() {
 			time.Sleep(settling)
 		}
 		switch {
-		case access.connections.Load() != connections:
+		case served():
 			return nil, errServed
 		case last != nil && time.Since(began) >= handshakeTimeout: // this one would fail too
 			return nil, last

@@ -80,7 +80,7 @@ func TestDialQueue(t *testing.T) {
 				})
 				return nil
 			},
-			dialled: maxDialling, most: maxDialling, served: requests - maxDialling, longest: 2 * handshake,
+			dialled: maxDialling, most: maxDialling, served: requests - maxDialling, longest: handshake + settling,
 		},
 		"HTTP/1.1": {
 			dial:    func(b *burst) error { time.Sleep(handshake); b.onlyHTTP1.Store(true); return nil },

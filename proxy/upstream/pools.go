@@ -245,8 +245,8 @@ func (p *Pools) makePool(a *authz.Admission, speak Protocol, slowed bool) (made 
 
 // transport makes a part of a pool, with these windows in bytes. Each connection
 // is judged by the decision of the access that it is dialled for. Hosts that turn out not to
-// speak HTTP/2 are added to only.
-func (p *Pools) transport(a *authz.Admission, speak Protocol, stream, connection int, only *HostSet) (*http.Transport, error) {
+// speak HTTP/2 are added to onlyHTTP1.
+func (p *Pools) transport(a *authz.Admission, speak Protocol, stream, connection int, onlyHTTP1 *HostSet) (*http.Transport, error) {
 	config, err := clientTLS(a.Decision.Terms(), a.Injection)
 	if err != nil {
 		return nil, err
@@ -276,7 +276,7 @@ func (p *Pools) transport(a *authz.Admission, speak Protocol, stream, connection
 		t.Protocols.SetHTTP1(true)
 		t.Protocols.SetHTTP2(true)
 		config.NextProtos = []string{"h2", "http/1.1"}
-		t.DialTLSContext = queue.dialer(p.secureDialerOf(config, only, int64(connection)), only.Has)
+		t.DialTLSContext = queue.dialer(p.secureDialerOf(config, onlyHTTP1, int64(connection)), onlyHTTP1.Has)
 	case H2C:
 		t.Protocols.SetUnencryptedHTTP2(true)
 		t.DialContext = queue.dialer(t.DialContext, func(string) bool { return false })
@@ -343,11 +343,11 @@ func (p *Pools) takeWindow(ctx context.Context, holding *budget.Holding, window 
 }
 
 // secureDialerOf returns a transport's DialTLSContext for upstreams that may speak HTTP/2.
-// Those that turn out not to are added to only, and need no window.
-func (p *Pools) secureDialerOf(config *tls.Config, only *HostSet, window int64) dialContext {
+// Those that turn out not to are added to onlyHTTP1, and need no window.
+func (p *Pools) secureDialerOf(config *tls.Config, onlyHTTP1 *HostSet, window int64) dialContext {
 	return func(ctx context.Context, _, address string) (net.Conn, error) {
 		holding := p.budget.Hold()
-		known := only.Has(address)
+		known := onlyHTTP1.Has(address)
 		if !known {
 			if err := p.takeWindow(ctx, holding, window); err != nil {
 				return nil, err
@@ -364,7 +364,7 @@ func (p *Pools) secureDialerOf(config *tls.Config, only *HostSet, window int64) 
 		}
 		switch http2 := secured.ConnectionState().NegotiatedProtocol == "h2"; {
 		case !http2:
-			only.Add(address)
+			onlyHTTP1.Add(address)
 			holding.Give(budget.Window, window)
 		case known: // it has learnt HTTP/2 since
 			if err := p.takeWindow(ctx, holding, window); err != nil {

@@ -172,7 +172,7 @@ func (f *Front) Sessions() []Info {
 		all = append(all, s)
 	}
 	f.mu.Unlock()
-	slices.SortFunc(all, func(a, b *Session) int { // of pointers, as its code is that of others
+	slices.SortFunc(all, func(a, b *Session) int { // other sorts of pointers share its code
 		return cmp.Or(a.begun.Compare(b.begun), strings.Compare(a.admission.ID, b.admission.ID))
 	})
 	now, out := f.cfg.Now(), make([]Info, len(all))

@@ -162,8 +162,14 @@ func TestCutWithinWrites(t *testing.T) {
 					if reader == "never" || reader == "limited" {
 						rounds = 2
 					}
+					inTime := 0
 					for round := range rounds {
-						cutWithinWrites(t, inTLS, size, reader, uint64(round))
+						if cutWithinWrites(t, inTLS, size, reader, uint64(round)) {
+							inTime++
+						}
+					}
+					if inTime == 0 {
+						t.Error("no session has ended within the second that a plugin has")
 					}
 				})
 			}
@@ -171,7 +177,10 @@ func TestCutWithinWrites(t *testing.T) {
 	}
 }
 
-func cutWithinWrites(t *testing.T, inTLS bool, size [2]int, reader string, seed uint64) {
+// cutWithinWrites cuts a session in a storm, and reports whether the plugin had the end
+// within the second that it has for that: on a busy machine it may have it later, and then
+// without the reason.
+func cutWithinWrites(t *testing.T, inTLS bool, size [2]int, reader string, seed uint64) (inTime bool) {
 	w := newWorld(t, rule("read", "shop", "select"))
 	if reader == "limited" {
 		g := grant(rule("read", "shop", "select"))
@@ -204,18 +213,17 @@ func cutWithinWrites(t *testing.T, inTLS bool, size [2]int, reader string, seed 
 	if n := w.revoke(""); n != 1 {
 		t.Errorf("%d sessions were cut, want 1", n)
 	}
-	if took := time.Since(begun); took > 900*time.Millisecond { // a plugin has a second
-		t.Errorf("the cut took %s", took)
-	}
 	close(isCut)
 	reading.Wait()
+	inTime = reader == "never" || time.Since(begun) < 900*time.Millisecond
 	if took := <-ended; took > 10*time.Second {
 		t.Errorf("the end took %s", took)
 	}
-	s.check(t, got, failed, reader != "never")
+	s.check(t, got, failed, reader != "never" && inTime)
 	if held, _ := w.budget.Held(budget.Body); held != 0 {
 		t.Errorf("%d bytes are held", held)
 	}
+	return inTime
 }
 
 // readAll reads up to the end of a connection, of whatever kind it is.

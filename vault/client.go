@@ -42,6 +42,7 @@ type Error struct {
 
 	retry     time.Duration // how long Vault asked the client to wait; 0 when it did not
 	ambiguous bool          // Vault may have done what was asked
+	givenUp   bool          // the caller ended the request: Vault did not fail
 }
 
 // Error returns the request and the reasons of its failure, on one line.
@@ -348,7 +349,7 @@ func transportError(ctx context.Context, err error, sent bool) *Error {
 	var timeout interface{ Timeout() bool }
 	switch {
 	case ctx.Err() != nil && !errors.Is(ctx.Err(), context.DeadlineExceeded):
-		e.Reasons = []string{"given up"}
+		e.Reasons, e.givenUp = []string{"given up"}, true
 	case errors.Is(err, context.DeadlineExceeded), errors.As(err, &timeout) && timeout.Timeout():
 		e.Code, e.Reasons = "timeout", []string{"no answer in time"}
 	default:

@@ -158,8 +158,11 @@ func newRequestErrors(now func() time.Time) *requestErrors {
 	return &requestErrors{now: now, byCode: make(map[string]uint64)}
 }
 
-// count counts a failed request.
+// count counts a failed request, unless the caller has ended it, as at the sidecar's end.
 func (r *requestErrors) count(e *Error) {
+	if e.givenUp {
+		return
+	}
 	text := e.Error()
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -169,6 +172,9 @@ func (r *requestErrors) count(e *Error) {
 
 // note keeps an error as the last one, without counting it.
 func (r *requestErrors) note(err error) {
+	if e := (*Error)(nil); errors.As(err, &e) && e.givenUp {
+		return
+	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.last, r.lastAt = err.Error(), r.now()

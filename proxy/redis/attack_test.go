@@ -267,9 +267,6 @@ func TestLargeRequests(t *testing.T) {
 
 // TestValueOf512MiB streams the longest value in both directions with flat memory.
 func TestValueOf512MiB(t *testing.T) {
-	if testing.Short() {
-		t.Skip("it moves 1 GiB")
-	}
 	w := newWorld(t, serve(t), reader())
 	c := w.dial()
 	const size = 512 << 20
